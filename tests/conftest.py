@@ -1,0 +1,18 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+  """Folder with real photographs and the real Qwen3 tokenizer; tests skip where it is missing."""
+  if not SHARED_DATA.is_dir():
+    pytest.skip(f"the shared test data is not at {SHARED_DATA}")
+  return SHARED_DATA

@@ -1,0 +1,147 @@
+"""Linear, norm and embedding layers shared by all models.
+
+Weights are stored (out, in) as in PyTorch: a matrix-vector product then reads rows that lie
+together in memory, and conversion needs no transpose. A parameter carries the logical names of
+its axes as `axes` metadata; `vrt_jax.runtime` maps them to mesh axes.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int32, Key
+
+from vrt_jax.config import LoraConfig
+
+Axes = tuple[str | None, ...]
+
+
+def param(
+  rngs: nnx.Rngs, shape: tuple[int, ...], init: Callable, axes: Axes, kind: type = nnx.Param
+) -> nnx.Param:
+  """A float32 parameter of `shape` whose `axes` metadata names each dimension."""
+  assert len(shape) == len(axes), (shape, axes)
+  return kind(init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
+  """`num_layers` modules in one, every parameter with a leading axis L, ready for `lax.scan`."""
+  return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.fork(split=num_layers))
+
+
+class Linear(nnx.Module):
+  """(.., in) -> (.., out): x W^T + b, in the dtype of x."""
+
+  def __init__(
+    self,
+    in_features: int,
+    out_features: int,
+    *,
+    bias: bool = True,
+    axes: Axes = (None, None),
+    rngs: nnx.Rngs,
+  ):
+    init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
+    self.weight = param(rngs, (out_features, in_features), init, axes)
+    zeros = nnx.initializers.zeros
+    self.bias = param(rngs, (out_features,), zeros, axes[:1]) if bias else None
+
+  def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
+    y = jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
+    return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class LoraLinear(Linear):
+  """Linear plus the low-rank update (alpha / rank) B A dropout(x) (Hu et al., arXiv 2106.09685).
+
+  A starts Kaiming-uniform (a = sqrt 5, as in PEFT), B at zero. Rank 0 makes a plain Linear.
+  """
+
+  def __init__(
+    self,
+    in_features: int,
+    out_features: int,
+    *,
+    bias: bool = False,
+    axes: Axes = (None, None),
+    lora: LoraConfig,
+    rngs: nnx.Rngs,
+  ):
+    super().__init__(in_features, out_features, bias=bias, axes=axes, rngs=rngs)
+    self.lora = lora
+    if lora.rank:
+      uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=1, out_axis=0)
+      zeros = nnx.initializers.zeros
+      self.lora_a = param(
+        rngs, (lora.rank, in_features), uniform, ("lora", axes[1]), nnx.LoRAParam
+      )
+      self.lora_b = param(rngs, (out_features, lora.rank), zeros, (axes[0], "lora"), nnx.LoRAParam)
+
+  def __call__(
+    self, x: Float[Array, "*B in"], dropout_key: Key[Array, ""] | None = None
+  ) -> Float[Array, "*B out"]:
+    """`dropout_key` turns LoRA dropout on (training)."""
+    y = super().__call__(x)
+    if not self.lora.rank:
+      return y
+    if dropout_key is not None and self.lora.dropout:
+      keep = jax.random.bernoulli(dropout_key, 1 - self.lora.dropout, x.shape)
+      x = jnp.where(keep, x / (1 - self.lora.dropout), 0).astype(x.dtype)
+    down = jnp.einsum("...i,ri->...r", x, self.lora_a[...].astype(x.dtype))
+    up = jnp.einsum("...r,or->...o", down, self.lora_b[...].astype(x.dtype))
+    return y + up * (self.lora.alpha / self.lora.rank)
+
+
+class Embedding(nnx.Module):
+  """(..) int -> (.., D): rows of a learned table."""
+
+  def __init__(self, num_embeddings: int, features: int, *, axes: Axes, rngs: nnx.Rngs):
+    self.weight = param(rngs, (num_embeddings, features), nnx.initializers.normal(0.02), axes)
+
+  def __call__(self, ids: Int32[Array, "*B"]) -> Float[Array, "*B D"]:
+    return jnp.take(self.weight[...], ids, axis=0)
+
+
+class RMSNorm(nnx.Module):
+  """x / rms(x) * weight over the last axis, computed in float32 (HF Qwen3VLTextRMSNorm)."""
+
+  def __init__(self, features: int, eps: float, rngs: nnx.Rngs):
+    self.weight = param(rngs, (features,), nnx.initializers.ones, (None,))
+    self.eps = eps
+
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    h = x.astype(jnp.float32)
+    h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.eps)
+    return (h * self.weight[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+  """LayerNorm over the last axis with weight and bias, computed in float32.
+
+  On channels-last maps this is also SAM 2's LayerNorm2d. PyTorch's default eps is 1e-5, Hiera,
+  LayerNorm2d and the Qwen3-VL tower use 1e-6, so the caller states it.
+  """
+
+  def __init__(self, features: int, eps: float, rngs: nnx.Rngs):
+    self.weight = param(rngs, (features,), nnx.initializers.ones, (None,))
+    self.bias = param(rngs, (features,), nnx.initializers.zeros, (None,))
+    self.eps = eps
+
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    h = x.astype(jnp.float32)
+    h = h - jnp.mean(h, axis=-1, keepdims=True)
+    h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.eps)
+    h = h * self.weight[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+    return h.astype(x.dtype)
+
+
+def gelu_exact(x: Array) -> Array:
+  """GELU through erf: torch's default, and what SAM 2 and the Qwen3-VL mergers use."""
+  return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: Array) -> Array:
+  """GELU's tanh approximation: the Qwen3-VL vision blocks."""
+  return jax.nn.gelu(x, approximate=True)

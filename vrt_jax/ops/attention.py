@@ -1,0 +1,84 @@
+"""Scaled dot-product attention with grouped heads that never holds a [T, S] score matrix.
+
+Queries are processed in chunks against all keys; a chunk's scores are recomputed in the backward
+pass, so memory grows with chunk * S.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+from jaxtyping import Bool, Float, Int32
+
+MAX_UNCHUNKED = 1024
+QUERY_CHUNK = 256
+
+
+@struct.dataclass
+class AttentionMask:
+  """Who may look at whom: equal non-zero segments and, where `causal`, no later slot.
+
+  Keys of segment 0 are padding. Queries of segment 0 give rows without meaning (finite).
+  """
+
+  q_segments: Int32[Array, "B T"]
+  kv_segments: Int32[Array, "B S"]
+  q_slots: Int32[Array, "T"] | None = None
+  """Slot of each query in key order; with it attention is causal: key slot <= query slot."""
+
+  def chunk(self, start: Array, size: int) -> "AttentionMask":
+    """The mask of queries start .. start + size - 1."""
+    slots = self.q_slots
+    return self.replace(
+      q_segments=jax.lax.dynamic_slice_in_dim(self.q_segments, start, size, axis=1),
+      q_slots=None if slots is None else jax.lax.dynamic_slice_in_dim(slots, start, size),
+    )
+
+  def dense(self) -> Bool[Array, "B 1 1 T S"]:
+    """True where a query may look at a key."""
+    q, kv = self.q_segments[:, :, None], self.kv_segments[:, None, :]
+    allowed = (q == kv) & (kv > 0)
+    if self.q_slots is not None:
+      allowed &= jnp.arange(self.kv_segments.shape[1])[None, None, :] <= self.q_slots[None, :, None]
+    return allowed[:, None, None]
+
+
+def _attend(q: Array, k: Array, v: Array, mask: AttentionMask | None, scale: float) -> Array:
+  scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) * scale
+  if mask is not None:
+    scores = jnp.where(mask.dense(), scores, -1e30)
+  probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  return jnp.einsum("bkgts,bskh->btkgh", probs, v)
+
+
+def attention(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  mask: AttentionMask | None = None,
+) -> Float[Array, "B T N H"]:
+  """softmax(q k^T / sqrt(H)) v, N a multiple of K; scores and softmax in float32."""
+  b, t, n, h = q.shape
+  num_kv = k.shape[2]
+  scale = h**-0.5
+  q = q.reshape(b, t, num_kv, n // num_kv, h)
+  if t <= MAX_UNCHUNKED:
+    return _attend(q, k, v, mask, scale).reshape(b, t, n, h)
+
+  num_chunks = -(-t // QUERY_CHUNK)
+  pad = num_chunks * QUERY_CHUNK - t
+  if pad:
+    q = jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0), (0, 0)))
+    if mask is not None:
+      slots = None if mask.q_slots is None else jnp.pad(mask.q_slots, (0, pad))
+      mask = mask.replace(q_segments=jnp.pad(mask.q_segments, ((0, 0), (0, pad))), q_slots=slots)
+
+  @jax.checkpoint
+  def chunk(start: Array) -> Array:
+    q_chunk = jax.lax.dynamic_slice_in_dim(q, start, QUERY_CHUNK, axis=1)
+    mask_chunk = None if mask is None else mask.chunk(start, QUERY_CHUNK)
+    return _attend(q_chunk, k, v, mask_chunk, scale)
+
+  out = jax.lax.map(chunk, jnp.arange(num_chunks) * QUERY_CHUNK)  # [chunks, B, Tc, K, G, H]
+  out = jnp.moveaxis(out, 0, 1).reshape(b, num_chunks * QUERY_CHUNK, n, h)
+  return out[:, :t]

@@ -1,0 +1,76 @@
+"""Dimension letters and the arrays that travel between data, models, losses and training.
+
+Dimension letters, used in every shape of this project:
+
+    B batch        T tokens        P image patches   V vocabulary
+    D model width  F mlp width     N query heads     K key/value heads
+    H head width   L layers        G group           M masks (one a [SEG])
+    Y rows         X columns (pixels or mask cells)  C patch values
+
+A *visual token* is one merged 2x2 block of patches, so a sample has P / 4 of them.
+"""
+
+import flax.struct
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int32, UInt8
+
+IGNORE_INDEX = -100
+"""Label of a position that carries no language-model loss."""
+
+
+@flax.struct.dataclass
+class VisionInputs:
+  """The images of a batch, packed sample by sample to P patches (padding has segment 0)."""
+
+  pixel_values: UInt8[Array, "B P C"]
+  """Raw patch values; C = 3 * temporal_patch_size * patch_size**2, normalised on the device."""
+  patch_segments: Int32[Array, "B P"]
+  """1, 2, .. for the images of a sample, 0 for padding; attention stays within a segment."""
+  patch_positions: Int32[Array, "B P 2"]
+  """Row and column of a patch in its image, for the 2-D rotary embedding."""
+  pos_embed_index: Int32[Array, "B P 4"]
+  """The four learned positions that a patch interpolates between."""
+  pos_embed_weight: Float[Array, "B P 4"]
+  """Their bilinear weights (zeros for padding)."""
+
+
+@flax.struct.dataclass
+class TextInputs:
+  """Token ids of a batch, right-padded."""
+
+  input_ids: Int32[Array, "B T"]
+  token_mask: Bool[Array, "B T"]
+  """True where there is a token, False for padding."""
+  position_ids: Int32[Array, "3 B T"]
+  """M-RoPE positions: time, row, column."""
+  visual_index: Int32[Array, "B T"]
+  """Index of the visual token that stands at a position, -1 for text."""
+
+
+@flax.struct.dataclass
+class Targets:
+  """What the SFT losses compare with."""
+
+  labels: Int32[Array, "B T"]
+  """input_ids where a token is to be predicted, IGNORE_INDEX elsewhere (not shifted)."""
+  seg_positions: Int32[Array, "B M"]
+  """Positions of the sampled [SEG] input tokens."""
+  seg_valid: Bool[Array, "B M"]
+  """False for filler rows (a sample without masks)."""
+  masks: UInt8[Array, "B M Y X"]
+  """Ground truth at the low-resolution mask size, 0 or 1."""
+
+
+@flax.struct.dataclass
+class Batch:
+  """One training batch."""
+
+  vision: VisionInputs
+  text: TextInputs
+  grounding_image: UInt8[Array, "B Y X 3"]
+  """RGB at SAM 2's input size, normalised on the device."""
+  targets: Targets
+
+
+ArrayLike = Array | np.ndarray
