@@ -4,8 +4,10 @@ A recipe in `configs/` returns a `TrainConfig`; the command line overrides singl
 (`--optim.learning-rate 1e-4`). Units are in the names; px are pixels.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, is_dataclass
+from typing import Literal, TypeVar, get_type_hints
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -16,10 +18,10 @@ class VisionConfig:
   hidden_size: int = 128
   num_heads: int = 4
   intermediate_size: int = 384
-  patch_size: int = 12
+  patch_size: int = 16
   temporal_patch_size: int = 2
   spatial_merge_size: int = 2
-  num_position_embeddings: int = 100
+  num_position_embeddings: int = 144
   """A square number: learned positions of a side x side grid, interpolated to the image's."""
   out_hidden_size: int = 192
   deepstack_indexes: tuple[int, ...] = (1, 2)
@@ -100,3 +102,151 @@ class ModelConfig:
   seg_hidden: Literal["pre_norm", "post_norm"] = "pre_norm"
   """Which hidden state prompts SAM 2: the last layer's output, or that after the final norm."""
   compute_dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+  """How pictures become model inputs. Stored in processor.json."""
+
+  patch_size: int = 16
+  temporal_patch_size: int = 2
+  merge_size: int = 2
+  min_pixels: int = 96 * 96
+  max_pixels: int = 192 * 192
+  """The picture is resized to multiples of patch_size * merge_size within these bounds."""
+  inference_factor_px: int = 0
+  """At inference a first resize to multiples of this (28 in the reference); 0 for none."""
+  inference_min_pixels: int = 4 * 784
+  inference_max_pixels: int = 16384 * 784
+  grounding_size_px: int = 192
+  """SAM 2's square input; the same as Sam2Config.image_size_px."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+  """Training and held-out records, and the shapes they are padded to."""
+
+  train: str = ""
+  """Glob of VRT-80k TFRecord files; empty for the shapes world, written into the workdir."""
+  eval: str = ""
+  """Glob of VRT-Eval TFRecord files; empty as above."""
+  shapes_task: Literal["trace", "refer"] = "trace"
+  shapes_train_samples: int = 6000
+  shapes_eval_samples: int = 200
+  shapes_seed: int = 0
+  thinking: bool = True
+  """Train on reasoning and answer; False: the bare question and the answer."""
+  keys: str = ""
+  """JSON {"samples": [..]} with the keys of a subset; empty for all records."""
+  buckets: tuple[tuple[int, int], ...] = ((272, 144),)
+  """(tokens, patches) sizes, ascending; a batch takes the first that holds all its samples."""
+  num_objects: int = 5
+  """Masks a sample: repeated cyclically when it has fewer, a random choice when more."""
+  max_bad_share: float = 0.05
+  """The run stops when more than this share of the records read so far was unusable."""
+  read_threads: int = 2
+  blind: bool = False
+  """Replace every picture by noise: how much is won without looking."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+  """AdamW with linear warm-up and cosine decay to 0."""
+
+  learning_rate: float = 1e-3
+  betas: tuple[float, float] = (0.9, 0.999)
+  weight_decay: float = 0.05
+  clip_norm: float = 1.0
+  warmup_share: float = 0.05
+  """Part of the steps that warm up."""
+  warmup_start_factor: float = 1e-5
+  """Learning rate of the first step, relative to the full one."""
+  batch_size: int = 16
+  accumulation_steps: int = 1
+  """The batch is computed in this many equal parts."""
+  steps: int = 300
+  trainable: Literal["adapters", "all"] = "adapters"
+  """adapters: LoRA, text_hidden_fcs and the mask decoder; all: every parameter."""
+  remat: bool = False
+  """Recompute text layers in the backward pass."""
+
+
+@dataclass(frozen=True)
+class SftLossConfig:
+  """Weights and point sampling of the SFT losses (reference: loss_mask 2.0, loss_dice 0.5)."""
+
+  text_weight: float = 1.0
+  bce_weight: float = 2.0
+  dice_weight: float = 0.5
+  num_points: int = 1024
+  oversample_ratio: float = 3.0
+  importance_share: float = 0.75
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each mesh axis; -1 takes what is left."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+  """Held-out generation and scoring."""
+
+  batch_size: int = 50
+  max_new_tokens: int = 160
+  max_masks: int = 12
+  """[SEG] a text whose masks are kept; later ones have no mask."""
+  prompt_buckets: tuple[tuple[int, int], ...] = ((160, 144),)
+  """(tokens, patches) sizes of a prompt."""
+  num_samples: int = 200
+  """Records that are scored; 0 for all."""
+  num_pictures: int = 8
+  """Overlay pictures that are drawn."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+  """A recipe: `python -m vrt_jax.train --config configs/NAME.py`."""
+
+  model: ModelConfig = field(default_factory=ModelConfig)
+  image: ImageConfig = field(default_factory=ImageConfig)
+  data: DataConfig = field(default_factory=DataConfig)
+  optim: OptimConfig = field(default_factory=OptimConfig)
+  sft: SftLossConfig = field(default_factory=SftLossConfig)
+  mesh: MeshConfig = field(default_factory=MeshConfig)
+  eval: EvalConfig = field(default_factory=EvalConfig)
+  base: str = "shapes"
+  """Model directory to start from; "shapes" is the shipped base model, "" random weights."""
+  tokenizer: str = ""
+  """Folder with tokenizer.json, for random weights; empty to train one on the shapes texts."""
+  evaluate_base: bool = True
+  """Score the base model before training, for comparison."""
+  seed: int = 0
+  log_every: int = 10
+  checkpoint_every: int = 50
+  keep_checkpoints: int = 2
+
+
+
+def from_dict(cls: type[T], values: dict, name: str) -> T:
+  """A configuration dataclass from its JSON form (lists become tuples).
+
+  Raises:
+    ValueError: `values` has an unknown field; `name` says where it came from.
+  """
+  hints = get_type_hints(cls)
+  if unknown := sorted(set(values) - set(hints)):
+    raise ValueError(f"{name}: unknown field {unknown[0]}; {cls.__name__} has {sorted(hints)}")
+
+  def convert(value: object, hint: type, key: str) -> object:
+    if is_dataclass(hint):
+      return from_dict(hint, value, f"{name}: {key}")
+    if isinstance(value, list):
+      return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    return value
+
+  return cls(**{key: convert(value, hints[key], key) for key, value in values.items()})

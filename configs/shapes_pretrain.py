@@ -1,0 +1,36 @@
+"""The shipped base model: a small Sa2VA that segments what it is told to, without reasoning.
+
+Source: ours; it stands where Sa2VA-Qwen3-VL-4B stands in the real recipe. Referring segmentation,
+lists, descriptions and attribute questions on the shapes world, every parameter trained from random
+weights.
+Hardware: two CPU cores, about an hour.
+Command: python -m vrt_jax.train --config configs/shapes_pretrain.py
+"""
+
+from vrt_jax.config import DataConfig, OptimConfig, SftLossConfig, TrainConfig
+
+
+def get_config() -> TrainConfig:
+  """The recipe."""
+  return TrainConfig(
+    base="",
+    data=DataConfig(
+      shapes_task="refer",
+      shapes_train_samples=16000,
+      shapes_eval_samples=0,
+      shapes_seed=1000,
+      thinking=False,
+      buckets=((160, 144),),
+      num_objects=5,
+    ),
+    optim=OptimConfig(
+      learning_rate=1.2e-3,
+      betas=(0.9, 0.98),
+      batch_size=16,
+      steps=1900,
+      trainable="all",
+    ),
+    sft=SftLossConfig(dice_weight=1.0, num_points=576),
+    evaluate_base=False,
+    checkpoint_every=250,
+  )

@@ -1,0 +1,171 @@
+import collections
+import io
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from vrt_jax.data import records, shapes
+from vrt_jax.data import shapes_questions as questions
+from vrt_jax.data.shapes_scene import COLOURS, KINDS, PATTERNS, Scene, Shape, is_held_out
+
+NUM_TEXTS = 400
+
+
+@pytest.fixture(scope="module")
+def traces():
+  rng = np.random.default_rng(0)
+  return [shapes.trace_text(rng, "eval") for _ in range(NUM_TEXTS)]
+
+
+def test_held_out_share():
+  all_of = [(k, c, p) for k in KINDS for c in COLOURS for p in PATTERNS]
+  held_out = [c for c in all_of if is_held_out(c)]
+  assert 1 / 10 < len(held_out) / len(all_of) < 1 / 6
+  assert {c[0] for c in held_out} == set(KINDS)
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_scenes(split):
+  rng = np.random.default_rng(1)
+  for _ in range(15):
+    scene = shapes.make_scene(rng, split)
+    image, masks = shapes.render(scene)
+    assert image.shape == (scene.height, scene.width, 3) and image.dtype == np.uint8
+    assert 4 <= len(scene.shapes) == len(masks) <= 10
+    assert np.sum(masks, 0).max() == 1
+    assert min(m.sum() for m in masks) >= 120
+    assert any(is_held_out(s.combination) for s in scene.shapes) == (split == "eval")
+    assert len({scene.name(s) for s in scene.shapes}) == len(scene.shapes)
+    assert sorted(s.number for s in scene.shapes) == list(range(1, len(scene.shapes) + 1))
+
+
+def test_unknown_split():
+  with pytest.raises(ValueError, match="unknown split"):
+    shapes.make_scene(np.random.default_rng(0), "test")
+
+
+def test_names():
+  key = Shape("key", "blue", "plain", 14, x=10, number=1)
+  other = Shape("key", "blue", "striped", 20, x=50, number=2)
+  star = Shape("star", "red", "plain", 27, x=90, number=3)
+  scene = Scene(100, 100, (key, other, star), 0)
+  assert [scene.name(s) for s in scene.shapes] == ["plain key", "striped key", "star"]
+  assert star.phrase() == "large plain red star"
+
+
+def test_solvers_refuse_doubt():
+  anchor = Shape("lock", "red", "plain", 20, x=100, y=100, number=1)
+
+  def star(x, number, radius=20.0):
+    return Shape("star", "red", "plain", radius, x=x, y=100, number=number)
+
+  left, right = star(50, 2), star(150, 3)
+  assert questions.related([left, right], anchor, "left of") == left
+  assert questions.related([left, star(95, 4)], anchor, "left of") is None
+  assert questions.related([left, star(60, 4)], anchor, "left of") is None
+  assert questions.extreme([star(0, 5, 27), star(0, 6, 20)], "largest").number == 5
+  assert questions.extreme([star(0, 5, 22), star(0, 6, 20)], "largest") is None
+  assert questions.nearest([left, star(180, 4)], anchor) == left
+  assert questions.nearest([left, right], anchor) is None
+
+
+def test_families_and_evidence(traces):
+  families = collections.Counter(family for _, _, family in traces)
+  assert set(families) == {"#visf", "#loc", "#comp", "#func"}
+  assert min(families.values()) > 0.18 * NUM_TEXTS
+  assert np.mean([len(t.evidence) >= 2 for _, t, _ in traces]) >= 2 / 3
+  for scene, trace, _ in traces:
+    assert 1 <= len(trace.evidence) <= 5 and trace.answer in trace.evidence
+    assert re.findall("<ver>(<obj\\d+>)</ver>", trace.reasoning) == [s.tag for s in trace.evidence]
+    assert re.findall("<vea>(<obj\\d+>)</vea>", trace.answer_caption) == [trace.answer.tag]
+    assert len(trace.reasoning.split()) <= 48
+    assert set(trace.evidence) <= set(scene.shapes)
+
+
+def test_answers_are_balanced(traces):
+  for axis in ("x", "y"):
+    sides = {"x": "width", "y": "height"}
+    thirds = [int(3 * getattr(t.answer, axis) / getattr(s, sides[axis])) for s, t, _ in traces]
+    assert np.bincount(thirds, minlength=3).min() > 0.22 * NUM_TEXTS
+  sizes = collections.Counter(t.answer.size for _, t, _ in traces)
+  assert min(sizes.values()) > 0.22 * NUM_TEXTS
+  for count in (3, 4):
+    order = [t.evidence.index(t.answer) for _, t, _ in traces if len(t.evidence) == count]
+    assert np.bincount(order, minlength=count).max() < 0.65 * len(order)
+
+
+def test_largest_object_is_a_poor_guess(traces):
+  largest = [t.answer == max(s.shapes, key=lambda q: q.radius) for s, t, _ in traces]
+  assert np.mean(largest) < 0.2
+
+
+def test_questions_hold(traces):
+  for scene, trace, family in traces:
+    if family == "#func":
+      pool = [s for s in trace.evidence[1:] if s.colour == trace.evidence[0].colour]
+      assert pool == [trace.answer]
+    if family == "#comp":
+      radii = sorted(s.radius for s in trace.evidence)
+      assert trace.answer.radius == radii["largest" in trace.question and -1]
+    mentioned = re.sub(r" \(<\w+><obj\d+></\w+>\)", "", trace.reasoning).lower()
+    assert all(scene.name(s) in mentioned for s in trace.evidence)
+
+
+def test_trace_sample():
+  train, labelled = shapes.trace_sample(np.random.default_rng(3), "eval", "k")
+  candidate = train.annotation["generated_ver_data"]["candidates"][0]
+  objects = train.annotation["original_annotation"]["objects_anns"]
+  assert candidate["question"] == labelled.question and train.image == labelled.image
+  assert candidate["answer_objects"] == [f"<obj{i}>" for i in labelled.answer_ids]
+  assert list(objects) == [f"<obj{i}>" for i in labelled.objects]
+  size = Image.open(io.BytesIO(train.image)).size
+  for info in objects.values():
+    mask = coco_mask.decode(info["segmentation"])
+    assert mask.shape == size[::-1] and mask.sum() >= 120
+
+
+def test_refer_samples():
+  rng = np.random.default_rng(4)
+  for _ in range(60):
+    scene, request = shapes.refer_text(rng, "train")
+    tags = re.findall(r"\((<obj\d+>)\)", request.answer_caption)
+    assert tags == [s.tag for s in request.answers] and 1 <= len(tags) <= 7
+    assert set(request.answers) <= set(scene.shapes)
+  record = shapes.refer_sample(rng, "train")
+  candidate = record.annotation["generated_ver_data"]["candidates"][0]
+  assert candidate["reasoning"] == "" and candidate["answer_objects"]
+
+
+def test_write_shapes(tmp_path):
+  paths = shapes.write_shapes(tmp_path / "a", 5, 2, seed=7, num_shards=2, workers=1, progress=False)
+  assert [pathlib.Path(p).name for p in paths] == [
+    "shapes_train-00000-of-00002.tfrecord",
+    "shapes_train-00001-of-00002.tfrecord",
+    "shapes_eval.tfrecord",
+  ]
+  train = list(records.read_train_records(str(tmp_path / "a" / "shapes_train-*")))
+  assert len({r.key for r in train}) == 5
+  assert len(list(records.read_eval_records(paths[2]))) == 2
+  again = shapes.write_shapes(tmp_path / "b", 3, 0, seed=7, workers=1, progress=False)
+  assert list(records.read_train_records(again)) == train[:3]
+  other = shapes.write_shapes(tmp_path / "c", 1, 0, seed=8, workers=1, progress=False)
+  assert next(records.read_train_records(other)).image != train[0].image
+
+
+def test_write_shapes_refuses(tmp_path):
+  with pytest.raises(ValueError, match="unknown task"):
+    shapes.write_shapes(tmp_path, 1, 0, 0, task="other")
+  with pytest.raises(ValueError, match="no evaluation layout"):
+    shapes.write_shapes(tmp_path, 1, 1, 0, task="refer")
+  with pytest.raises(ValueError, match="do not fill"):
+    shapes.write_shapes(tmp_path, 1, 0, 0, num_shards=2)
+
+
+def test_corpus():
+  texts = shapes.corpus(6, 0)
+  assert texts == shapes.corpus(6, 0) and len(texts) == 12
+  assert any("<think>" in text for text in texts)

@@ -1,0 +1,138 @@
+"""tf.Example in protobuf wire format, without TensorFlow or protobuf.
+
+Format: tensorflow/core/example/{example,feature}.proto; a map from name to a list of bytes, of
+floats or of int64s.
+"""
+
+import struct
+from collections.abc import Iterator
+
+FeatureValue = list[bytes] | list[int] | list[float]
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
+
+
+def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
+  value = 0
+  for shift in range(0, 70, 7):
+    if at >= len(data):
+      break
+    byte = data[at]
+    at += 1
+    value |= (byte & 127) << shift
+    if byte < 128:
+      return value & (2**64 - 1), at
+  raise ValueError("malformed tf.Example: bad varint")
+
+
+def _read_fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
+  """Yields (field number, wire type, value) of one protobuf message."""
+  at = 0
+  while at < len(data):
+    tag, at = _read_varint(data, at)
+    number, wire = tag >> 3, tag & 7
+    if wire == _VARINT:
+      value, at = _read_varint(data, at)
+      yield number, wire, value
+      continue
+    if wire == _BYTES:
+      size, at = _read_varint(data, at)
+    elif wire in (_FIXED32, _FIXED64):
+      size = 4 if wire == _FIXED32 else 8
+    else:
+      raise ValueError(f"malformed tf.Example: wire type {wire}")
+    if at + size > len(data):
+      raise ValueError("malformed tf.Example: a field runs past the end of its message")
+    yield number, wire, data[at : at + size]
+    at += size
+
+
+def _signed(value: int) -> int:
+  return value - 2**64 if value >= 2**63 else value
+
+
+def _parse_list(kind: int, data: memoryview) -> FeatureValue:
+  values: list = []
+  for number, wire, item in _read_fields(data):
+    if number != 1:
+      continue
+    if kind == _BYTES_LIST and wire == _BYTES:
+      values.append(bytes(item))
+    elif kind == _FLOAT_LIST and wire in (_BYTES, _FIXED32) and len(item) % 4 == 0:
+      values += struct.unpack(f"<{len(item) // 4}f", item)
+    elif kind == _INT64_LIST and wire == _VARINT:
+      values.append(_signed(item))
+    elif kind == _INT64_LIST and wire == _BYTES:
+      at = 0
+      while at < len(item):
+        value, at = _read_varint(item, at)
+        values.append(_signed(value))
+    else:
+      raise ValueError(f"malformed tf.Example: wire type {wire} in list kind {kind}")
+  return values
+
+
+def _parse_entry(data: memoryview) -> tuple[str, FeatureValue]:
+  name, value = "", []
+  for number, wire, item in _read_fields(data):
+    if wire != _BYTES:
+      raise ValueError(f"malformed tf.Example: wire type {wire} in a feature")
+    if number == 1:
+      try:
+        name = str(item, "utf-8")
+      except UnicodeDecodeError:
+        raise ValueError("malformed tf.Example: a feature name is not UTF-8") from None
+    elif number == 2:
+      for kind, inner_wire, inner in _read_fields(item):
+        if kind not in (_BYTES_LIST, _FLOAT_LIST, _INT64_LIST) or inner_wire != _BYTES:
+          raise ValueError(f"malformed tf.Example: feature {name!r} has list kind {kind}")
+        value = _parse_list(kind, inner)
+  return name, value
+
+
+def parse_example(data: bytes) -> dict[str, FeatureValue]:
+  """Parses a serialised tf.Example; raises ValueError where it is malformed."""
+  features: dict[str, FeatureValue] = {}
+  for number, wire, message in _read_fields(memoryview(data)):
+    if number != 1:
+      continue
+    if wire != _BYTES:
+      raise ValueError(f"malformed tf.Example: wire type {wire} at the top")
+    for inner_number, inner_wire, entry in _read_fields(message):
+      if inner_number == 1 and inner_wire == _BYTES:
+        name, value = _parse_entry(entry)
+        features[name] = value
+  return features
+
+
+def _varint(value: int) -> bytes:
+  out = bytearray()
+  value &= 2**64 - 1
+  while value > 127:
+    out.append(value & 127 | 128)
+    value >>= 7
+  out.append(value)
+  return bytes(out)
+
+
+def _field(number: int, data: bytes) -> bytes:
+  return _varint(number << 3 | _BYTES) + _varint(len(data)) + data
+
+
+def serialize_example(features: dict[str, FeatureValue]) -> bytes:
+  """Serialises features to a tf.Example; an empty list becomes a feature without a value."""
+  entries = []
+  for name, values in features.items():
+    if not values:
+      feature = b""
+    elif all(isinstance(v, bytes) for v in values):
+      feature = _field(_BYTES_LIST, b"".join(_field(1, v) for v in values))
+    elif all(isinstance(v, int) for v in values):
+      feature = _field(_INT64_LIST, _field(1, b"".join(_varint(v) for v in values)))
+    elif all(isinstance(v, float) for v in values):
+      feature = _field(_FLOAT_LIST, _field(1, struct.pack(f"<{len(values)}f", *values)))
+    else:
+      raise ValueError(f"feature {name!r} mixes types; use a list of bytes, of int or of float")
+    entries.append(_field(1, _field(1, name.encode()) + _field(2, feature)))
+  return _field(1, b"".join(entries))

@@ -1,0 +1,240 @@
+"""From one VRT-80k record to padded arrays: pure numpy functions, one after the other.
+
+    bytes -> TrainRecord -> Example (true sizes) -> Batch (a bucket's sizes)
+
+A record that cannot be used raises ValueError("reason: detail"); the pipeline counts the reasons.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from vrt_jax.config import DataConfig, ImageConfig, ModelConfig
+from vrt_jax.data.chat import ChatTokenizer, encode_prompt, encode_training
+from vrt_jax.data.image import decode_image, grounding_image, mllm_patches
+from vrt_jax.data.positions import mrope_position_ids, vision_layout, visual_index
+from vrt_jax.data.records import TrainRecord
+from vrt_jax.data.trace import training_example
+from vrt_jax.ops.masks import decode_rle
+from vrt_jax.ops.resize import resize_nearest_numpy
+from vrt_jax.types import IGNORE_INDEX, Batch, Targets, TextInputs, VisionInputs
+
+NUM_THINK_PROMPTS = 2
+
+
+@dataclass(frozen=True)
+class Prompt:
+  """Text and image of one sample at their true sizes."""
+
+  input_ids: Int32[np.ndarray, "T"]
+  patches: UInt8[np.ndarray, "P C"]
+  grids: tuple[tuple[int, int, int], ...]
+  """(t, rows, columns) of patches of each image."""
+  grounding_image: UInt8[np.ndarray, "Y X 3"]
+
+
+@dataclass(frozen=True)
+class Example(Prompt):
+  """A training sample: the prompt and its answer, labels and masks."""
+
+  labels: Int32[np.ndarray, "T"]
+  seg_positions: Int32[np.ndarray, "M"]
+  masks: UInt8[np.ndarray, "M Y X"]
+
+
+def object_mask(
+  segmentation: dict | list, image_size: tuple[int, int], tag: str
+) -> UInt8[np.ndarray, "Y X"]:
+  """The mask of an object: one COCO RLE, or the union of a list of them.
+
+  Raises:
+    ValueError: the RLE is malformed or has another size than the picture.
+  """
+  rles = segmentation if isinstance(segmentation, list) else [segmentation]
+  if not rles:
+    raise ValueError(f"bad mask: {tag} has an empty segmentation")
+  union = np.zeros(image_size, np.uint8)
+  for rle in rles:
+    mask = decode_rle(rle)
+    if mask.shape != image_size:
+      raise ValueError(f"mask size: {tag} is {mask.shape}, its image {image_size}")
+    union |= mask.astype(np.uint8)
+  return union
+
+
+def choose_mentions(num_mentions: int, num_objects: int, rng: np.random.Generator) -> list[int]:
+  """Which [SEG] of a sample train the masks.
+
+  Exactly num_objects: all in cyclic repetition when there are fewer, a random choice in text order
+  when there are more. Example: 3 mentions for 5 -> [0, 1, 2, 0, 1].
+  """
+  if num_mentions <= num_objects:
+    return [i % num_mentions for i in range(num_objects)]
+  return sorted(rng.choice(num_mentions, num_objects, replace=False).tolist())
+
+
+def make_prompt(
+  image_bytes: bytes,
+  user_text: str,
+  tokenizer: ChatTokenizer,
+  image: ImageConfig,
+  *,
+  inference: bool,
+  blind: bool = False,
+) -> tuple[Prompt, tuple[int, int]]:
+  """Prompt arrays and the picture's (height, width); the image is decoded once."""
+  picture = decode_image(image_bytes)
+  if blind:
+    picture = noise_like(picture, image_bytes)
+  patches, grid = mllm_patches(picture, image, inference=inference)
+  num_visual = len(patches) // image.merge_size**2
+  prompt = Prompt(
+    input_ids=np.asarray(encode_prompt(tokenizer, user_text, [num_visual]), np.int32),
+    patches=patches,
+    grids=(grid,),
+    grounding_image=grounding_image(picture, image.grounding_size_px),
+  )
+  return prompt, (picture.height, picture.width)
+
+
+def noise_like(picture, image_bytes: bytes):
+  """A picture of the same size that shows uniform noise, the same for the same bytes."""
+  import zlib
+
+  from PIL import Image
+
+  rng = np.random.default_rng(zlib.crc32(image_bytes))
+  return Image.fromarray(rng.integers(0, 256, (picture.height, picture.width, 3), np.uint8))
+
+
+def make_example(
+  record: TrainRecord,
+  tokenizer: ChatTokenizer,
+  data: DataConfig,
+  image: ImageConfig,
+  rng: np.random.Generator,
+) -> Example:
+  """The training sample of a record.
+
+  Raises:
+    ValueError: "reason: detail" where the record cannot be used.
+  """
+  think_prompt = int(rng.integers(NUM_THINK_PROMPTS))
+  user_text, target_text, tags = training_example(record.annotation, data.thinking, think_prompt)
+  prompt, image_size = make_prompt(
+    record.image, user_text, tokenizer, image, inference=False, blind=data.blind
+  )
+  max_tokens, max_patches = data.buckets[-1]
+  if len(prompt.patches) > max_patches:
+    raise ValueError(f"too many patches: {len(prompt.patches)} of at most {max_patches}")
+  num_visual = len(prompt.patches) // image.merge_size**2
+  input_ids, labels = encode_training(tokenizer, user_text, target_text, [num_visual], max_tokens)
+
+  positions = np.flatnonzero(np.asarray(input_ids) == tokenizer.seg_id)
+  if len(positions) != len(tags):
+    raise ValueError(f"mask mentions: {len(positions)} [SEG] tokens for {len(tags)} object tags")
+  chosen = choose_mentions(len(tags), data.num_objects, rng)
+  objects = record.annotation["original_annotation"]["objects_anns"]
+  mask_size = image.grounding_size_px // 4
+  small = {
+    i: resize_nearest_numpy(
+      object_mask(objects[tags[i]]["segmentation"], image_size, tags[i]), (mask_size, mask_size)
+    )
+    for i in set(chosen)
+  }
+  return Example(
+    input_ids=np.asarray(input_ids, np.int32),
+    patches=prompt.patches,
+    grids=prompt.grids,
+    grounding_image=prompt.grounding_image,
+    labels=np.asarray(labels, np.int32),
+    seg_positions=positions[chosen].astype(np.int32),
+    masks=np.stack([small[i] for i in chosen]),
+  )
+
+
+def choose_bucket(
+  samples: list[Prompt], buckets: tuple[tuple[int, int], ...]
+) -> tuple[int, int]:
+  """The first (tokens, patches) bucket that holds every sample; ValueError where none does."""
+  tokens = max(len(s.input_ids) for s in samples)
+  patches = max(len(s.patches) for s in samples)
+  for bucket in buckets:
+    if tokens <= bucket[0] and patches <= bucket[1]:
+      return bucket
+  raise ValueError(
+    f"too long: {tokens} tokens and {patches} patches fit none of the buckets {buckets}"
+  )
+
+
+def pad_inputs(
+  samples: list[Prompt],
+  bucket: tuple[int, int],
+  tokenizer: ChatTokenizer,
+  image: ImageConfig,
+  position_side: int,
+) -> tuple[TextInputs, VisionInputs, Int32[np.ndarray, "B"]]:
+  """Padded model inputs and the M-RoPE delta of each sample.
+
+  Text is right-padded with id 0. `position_side` is the side of the learned position grid.
+  """
+  num_tokens, num_patches = bucket
+  text, vision, deltas = [], [], []
+  for s in samples:
+    pad = num_tokens - len(s.input_ids)
+    ids = np.pad(s.input_ids, (0, pad))
+    positions, delta = mrope_position_ids(
+      s.input_ids, list(s.grids), tokenizer.image_pad_id, image.merge_size
+    )
+    index = visual_index(s.input_ids, tokenizer.image_pad_id)
+    text.append(
+      TextInputs(
+        input_ids=ids,
+        token_mask=np.arange(num_tokens) < len(s.input_ids),
+        position_ids=np.pad(positions, ((0, 0), (0, pad))).astype(np.int32),
+        visual_index=np.pad(index, (0, pad), constant_values=-1).astype(np.int32),
+      )
+    )
+    layout = vision_layout(list(s.grids), num_patches, image.merge_size, position_side)
+    patches = np.pad(s.patches, ((0, num_patches - len(s.patches)), (0, 0)))
+    vision.append(VisionInputs(pixel_values=patches, **layout._asdict()))
+    deltas.append(delta)
+  stacked_text = TextInputs(
+    input_ids=np.stack([t.input_ids for t in text]),
+    token_mask=np.stack([t.token_mask for t in text]),
+    position_ids=np.stack([t.position_ids for t in text], axis=1),
+    visual_index=np.stack([t.visual_index for t in text]),
+  )
+  return stacked_text, stack_vision(vision), np.asarray(deltas, np.int32)
+
+
+def stack_vision(samples: list[VisionInputs]) -> VisionInputs:
+  """Samples of equal size -> one batch."""
+  fields = VisionInputs.__dataclass_fields__
+  return VisionInputs(**{f: np.stack([getattr(s, f) for s in samples]) for f in fields})
+
+
+def collate(
+  examples: list[Example],
+  tokenizer: ChatTokenizer,
+  model: ModelConfig,
+  image: ImageConfig,
+  buckets: tuple[tuple[int, int], ...],
+) -> Batch:
+  """Examples -> one Batch of the smallest bucket that holds them."""
+  bucket = choose_bucket(examples, buckets)
+  side = int(model.vision.num_position_embeddings**0.5)
+  text, vision, _ = pad_inputs(examples, bucket, tokenizer, image, side)
+  labels = [
+    np.pad(e.labels, (0, bucket[0] - len(e.labels)), constant_values=IGNORE_INDEX)
+    for e in examples
+  ]
+  targets = Targets(
+    labels=np.stack(labels).astype(np.int32),
+    seg_positions=np.stack([e.seg_positions for e in examples]),
+    seg_valid=np.ones((len(examples), len(examples[0].seg_positions)), bool),
+    masks=np.stack([e.masks for e in examples]),
+  )
+  grounding = np.stack([e.grounding_image for e in examples])
+  return Batch(vision=vision, text=text, grounding_image=grounding, targets=targets)

@@ -1,0 +1,1 @@
+"""Text generation with a KV cache, and the masks of generated [SEG] tokens."""

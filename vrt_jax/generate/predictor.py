@@ -1,0 +1,176 @@
+"""Questions about pictures -> texts with masks at picture size, batch by batch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Float
+
+from vrt_jax.config import EvalConfig
+from vrt_jax.data.trace import Mention, evaluation_user_text, mentions
+from vrt_jax.data.transforms import Prompt, choose_bucket, make_prompt, pad_inputs
+from vrt_jax.generate.decode import GenerationInputs, TokenIds, generate
+from vrt_jax.generate.sampling import Sampling
+from vrt_jax.metrics.results import PredictedMask
+from vrt_jax.model_directory import Loaded
+from vrt_jax.ops.masks import encode_rle
+from vrt_jax.ops.resize import resize_bilinear_numpy
+
+
+@dataclass(frozen=True)
+class Request:
+  """A picture (encoded file bytes) and a question."""
+
+  image: bytes
+  question: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+  """A text, and for each [SEG] with a hidden state its mask."""
+
+  text: str
+  mentions: list[Mention]
+  masks: Bool[np.ndarray, "M Y X"]
+  scores: list[float]
+  """Predicted IoU of each mask."""
+  truncated: bool
+  """True where the text reached the token limit."""
+
+  def objects(self) -> list[PredictedMask]:
+    """Masks as COCO RLE with role, phrase and place in the text."""
+    return [
+      PredictedMask(
+        rle=encode_rle(mask),
+        role=mention.role,
+        index=mention.index,
+        phrase=mention.phrase,
+        text_span=mention.text_span,
+        object_number=mention.object_number,
+        score=score,
+      )
+      for mention, mask, score in zip(self.mentions, self.masks, self.scores, strict=True)
+    ]
+
+
+def binary_masks(
+  low_res_masks: Float[np.ndarray, "M Ym Xm"], grounding_size_px: int, image_size: tuple[int, int]
+) -> Bool[np.ndarray, "M Y X"]:
+  """Mask logits -> masks at picture size, in two bilinear steps as in the reference.
+
+  First to SAM 2's square input, then to (height, width); sigmoid > 0.5 there.
+  """
+  square = resize_bilinear_numpy(low_res_masks, (grounding_size_px, grounding_size_px))
+  return resize_bilinear_numpy(square, image_size) > 0
+
+
+class Predictor:
+  """Generates with one model; programs are compiled once a prompt bucket."""
+
+  def __init__(
+    self,
+    loaded: Loaded,
+    config: EvalConfig,
+    *,
+    thinking: bool = True,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    blind: bool = False,
+  ):
+    self._loaded = loaded
+    self._config = config
+    self._thinking = thinking
+    self._blind = blind
+    self._sampling = sampling or Sampling()
+    self._key = jax.random.key(seed)
+    self._graphdef, self._params = nnx.split(loaded.model)
+    tokenizer = loaded.tokenizer
+    self._ids = TokenIds(
+      seg=tokenizer.seg_id,
+      end=tokenizer.im_end_id,
+      pad=tokenizer.endoftext_id,
+      forbidden=tuple(i for i in tokenizer.never_sample_ids if i < loaded.model.vocab_size),
+    )
+
+  def predict(self, requests: Sequence[Request]) -> Iterator[Prediction]:
+    """Predictions in the order of the requests.
+
+    Raises:
+      ValueError: a picture is corrupt, or a prompt fits no bucket.
+    """
+    size = self._config.batch_size
+    for start in range(0, len(requests), size):
+      yield from self._predict_batch(requests[start : start + size])
+
+  def _predict_batch(self, requests: Sequence[Request]) -> Iterator[Prediction]:
+    prompts, image_sizes = [], []
+    for request in requests:
+      user_text = evaluation_user_text(request.question, self._thinking)
+      prompt, image_size = make_prompt(
+        request.image,
+        user_text,
+        self._loaded.tokenizer,
+        self._loaded.image,
+        inference=True,
+        blind=self._blind,
+      )
+      prompts.append(prompt)
+      image_sizes.append(image_size)
+    self._key, key = jax.random.split(self._key)
+    out = generate(
+      self._graphdef,
+      self._params,
+      self._inputs(prompts),
+      key,
+      max_new_tokens=self._config.max_new_tokens,
+      max_masks=self._config.max_masks,
+      sampling=self._sampling,
+      ids=self._ids,
+    )
+    out = jax.device_get(out)
+    for i, image_size in enumerate(image_sizes):
+      ids = out.tokens[i, : out.lengths[i]].tolist()
+      count = min(int(out.num_segs[i]), self._config.max_masks)
+      yield self._prediction(ids, out.low_res_masks[i, :count], out.iou_pred[i, :count], image_size)
+
+  def _inputs(self, prompts: list[Prompt]) -> GenerationInputs:
+    """Padded inputs; a short last batch is filled with copies of its first prompt."""
+    fill = self._config.batch_size - len(prompts)
+    prompts = prompts + prompts[:1] * fill
+    bucket = choose_bucket(prompts, self._config.prompt_buckets)
+    side = int(self._loaded.model.config.vision.num_position_embeddings**0.5)
+    text, vision, deltas = pad_inputs(
+      prompts, bucket, self._loaded.tokenizer, self._loaded.image, side
+    )
+    grounding = np.stack([p.grounding_image for p in prompts])
+    return GenerationInputs(text, vision, deltas, grounding)
+
+  def _prediction(
+    self, ids: list[int], low_res: np.ndarray, scores: np.ndarray, image_size: tuple[int, int]
+  ) -> Prediction:
+    """Text and masks of one row. A [SEG] that is the last token has a mention but no mask."""
+    text = self._loaded.tokenizer.decode(ids)
+    found = mentions(text)[: len(low_res)]
+    masks = binary_masks(low_res[: len(found)], self._loaded.image.grounding_size_px, image_size)
+    return Prediction(
+      text=text,
+      mentions=found,
+      masks=masks,
+      scores=[float(s) for s in scores[: len(found)]],
+      truncated=self._ids.end not in ids,
+    )
+
+
+BUCKET_STEP = 64
+"""Prompt buckets for single questions are multiples of this many tokens and patches."""
+
+
+def prompt_bucket(loaded: Loaded, request: Request, thinking: bool) -> tuple[int, int]:
+  """The (tokens, patches) that hold one request, rounded up so that few programs are compiled."""
+  user_text = evaluation_user_text(request.question, thinking)
+  prompt, _ = make_prompt(
+    request.image, user_text, loaded.tokenizer, loaded.image, inference=True
+  )
+  return tuple(-(-len(x) // BUCKET_STEP) * BUCKET_STEP for x in (prompt.input_ids, prompt.patches))

@@ -1,0 +1,1 @@
+"""Losses: pure functions of arrays, float32 inside, (sum, count) outside."""

@@ -1,0 +1,119 @@
+"""Model directories: what every command takes as --checkpoint.
+
+    config.json     ModelConfig
+    processor.json  ImageConfig
+    tokenizer/      tokenizer.json, tokenizer_config.json
+    params/         Orbax checkpoint of all parameters
+
+A directory is written under a temporary name and renamed when it is complete, so a half-written one
+never loads.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from vrt_jax.config import ImageConfig, LoraConfig, ModelConfig, from_dict
+from vrt_jax.data.chat import ChatTokenizer
+from vrt_jax.models.lora import merge_lora
+from vrt_jax.models.sa2va import Sa2VA
+
+SHIPPED = {"shapes": "shapes_base"}
+"""Names that stand for a model directory inside the package."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+  """A model with all it takes to use it."""
+
+  model: Sa2VA
+  tokenizer: ChatTokenizer
+  image: ImageConfig
+
+
+def resolve(path: str) -> Path:
+  """The folder that a --checkpoint value names.
+
+  Raises:
+    ValueError: it is no model directory.
+  """
+  if path in SHIPPED:
+    return Path(str(resources.files("vrt_jax") / "assets" / SHIPPED[path]))
+  folder = Path(path)
+  for part in ("config.json", "processor.json", "tokenizer/tokenizer.json", "params"):
+    if not (folder / part).exists():
+      raise ValueError(f"{folder} is not a model directory: it has no {part}")
+  return folder
+
+
+def abstract_model(config: ModelConfig) -> Sa2VA:
+  """The model with shapes instead of arrays."""
+  return nnx.eval_shape(lambda: Sa2VA(config, nnx.Rngs(0)))
+
+
+def load(path: str, lora: LoraConfig | None = None, compute_dtype: str | None = None) -> Loaded:
+  """Reads a model directory; with `lora`, freshly initialised adapters are added.
+
+  Raises:
+    ValueError: not a model directory, or one whose parameters have other shapes.
+  """
+  folder = resolve(path)
+  config = from_dict(ModelConfig, json.loads((folder / "config.json").read_text()), "config.json")
+  if compute_dtype:
+    config = dataclasses.replace(config, compute_dtype=compute_dtype)
+  image = from_dict(
+    ImageConfig, json.loads((folder / "processor.json").read_text()), "processor.json"
+  )
+  tokenizer = ChatTokenizer.from_dir(folder / "tokenizer")
+  graphdef, state = nnx.split(abstract_model(config))
+  target = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), nnx.to_pure_dict(state)
+  )
+  with ocp.StandardCheckpointer() as checkpointer:
+    params = checkpointer.restore((folder / "params").resolve(), target)
+  nnx.replace_by_pure_dict(state, params)
+  model = nnx.merge(graphdef, state)
+  return Loaded(with_lora(model, lora) if lora else model, tokenizer, image)
+
+
+def with_lora(model: Sa2VA, lora: LoraConfig, seed: int = 0) -> Sa2VA:
+  """The same model with fresh LoRA adapters on the text layers (B = 0: the same outputs)."""
+  config = dataclasses.replace(model.config, lora=lora)
+  adapted = Sa2VA(config, nnx.Rngs(seed))
+  nnx.update(adapted, nnx.state(model, nnx.Param))
+  return adapted
+
+
+def save(
+  path: Path, model: Sa2VA, tokenizer: ChatTokenizer, image: ImageConfig, dtype: str = "float32"
+) -> None:
+  """Writes a model directory, LoRA merged, replacing `path` at the end."""
+  path = path.resolve()
+  temporary = path.with_name(path.name + ".partial")
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir(parents=True)
+  merged = merge_lora(model)
+  write_json(temporary / "config.json", merged.config)
+  write_json(temporary / "processor.json", image)
+  tokenizer.save(temporary / "tokenizer")
+  params = nnx.to_pure_dict(nnx.state(merged, nnx.Param))
+  params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(temporary / "params", params)
+  if path.exists():
+    shutil.rmtree(path)
+  os.replace(temporary, path)
+
+
+def write_json(path: Path, config: object) -> None:
+  """Writes a configuration dataclass."""
+  path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")

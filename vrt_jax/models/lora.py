@@ -1,0 +1,35 @@
+"""Folding LoRA adapters into the weights they adapt."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+
+from vrt_jax.config import LoraConfig
+from vrt_jax.models.sa2va import Sa2VA
+
+
+def merge_lora(model: Sa2VA) -> Sa2VA:
+  """The model without adapters: W + (alpha / rank) B A, summed in float32.
+
+  The given model stays as it is; one without adapters is returned itself.
+  """
+  lora = model.config.lora
+  if not lora.rank:
+    return model
+  config = dataclasses.replace(model.config, lora=LoraConfig())
+  flat = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+  merged = {}
+  for path, variable in flat.items():
+    if path[-1] in ("lora_a", "lora_b"):
+      continue
+    value = variable.get_value()
+    if path[-1] == "weight" and (*path[:-1], "lora_a") in flat:
+      a = flat[(*path[:-1], "lora_a")].get_value().astype(jnp.float32)
+      b = flat[(*path[:-1], "lora_b")].get_value().astype(jnp.float32)
+      update = jnp.einsum("...or,...ri->...oi", b, a) * (lora.alpha / lora.rank)
+      value = (value.astype(jnp.float32) + update).astype(value.dtype)
+    merged[path] = variable.replace(value)
+  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Sa2VA(config, nnx.Rngs(0))))
+  nnx.update(abstract, nnx.from_flat_state(merged))
+  return nnx.merge(graphdef, abstract)

@@ -1,0 +1,1 @@
+"""Qwen3-VL: vision tower, text decoder and their join."""

@@ -1,0 +1,61 @@
+"""Qwen3-VL: visual tokens put into the token embeddings, then the text decoder."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float, Key
+
+from vrt_jax.config import ModelConfig
+from vrt_jax.models.qwen3_vl.text import TextDecoder, gather_visual
+from vrt_jax.models.qwen3_vl.vision import VisionTower
+from vrt_jax.ops.attention import AttentionMask
+from vrt_jax.types import TextInputs, VisionInputs
+
+
+class Qwen3VL(nnx.Module):
+  """TextInputs and VisionInputs -> pre-norm hidden states [B, T, D] (HF Qwen3VLModel)."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    """Raises ValueError where the visual tokens are not as wide as the text decoder."""
+    out, d = config.vision.out_hidden_size, config.text.hidden_size
+    if out != d:
+      raise ValueError(f"vision.out_hidden_size {out} differs from text.hidden_size {d}")
+    self.visual = VisionTower(config.vision, rngs)
+    self.language_model = TextDecoder(config.text, config.lora, rngs)
+
+  def embed_multimodal(
+    self, text: TextInputs, vision: VisionInputs | None, dtype: DTypeLike = jnp.float32
+  ) -> tuple[Float[Array, "B T D"], Float[Array, "n B P/4 D"] | None]:
+    """Token embeddings with the visual tokens in their places, and the DeepStack features."""
+    inputs_embeds = self.language_model.embed(text.input_ids).astype(dtype)
+    if vision is None:
+      return inputs_embeds, None
+    visual_tokens, deepstack = self.visual(vision, dtype)
+    is_visual = text.visual_index[:, :, None] >= 0
+    visual = gather_visual(visual_tokens, text.visual_index)
+    return jnp.where(is_visual, visual, inputs_embeds), deepstack
+
+  def __call__(
+    self,
+    text: TextInputs,
+    vision: VisionInputs | None,
+    *,
+    dropout_key: Key[Array, ""] | None = None,
+    remat: bool = False,
+    dtype: DTypeLike = jnp.float32,
+  ) -> Float[Array, "B T D"]:
+    """The full forward pass; rows of padding tokens carry no meaning."""
+    inputs_embeds, deepstack = self.embed_multimodal(text, vision, dtype)
+    segments = text.token_mask.astype(jnp.int32)
+    mask = AttentionMask(segments, segments, jnp.arange(segments.shape[1]))
+    hidden_states, _ = self.language_model.hidden_states(
+      inputs_embeds,
+      text.position_ids,
+      mask,
+      deepstack,
+      text.visual_index,
+      dropout_key=dropout_key,
+      remat=remat,
+    )
+    return hidden_states

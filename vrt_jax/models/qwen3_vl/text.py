@@ -1,0 +1,236 @@
+"""Qwen3-VL text decoder: scanned layers with M-RoPE, DeepStack injection and a slot cache."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Float, Int32, Key
+
+from vrt_jax.config import LoraConfig, TextConfig
+from vrt_jax.models.layers import Embedding, Linear, LoraLinear, RMSNorm, stack
+from vrt_jax.ops.attention import AttentionMask, attention
+from vrt_jax.ops.rope import apply_rope, mrope_cos_sin
+
+Rope = tuple[Array, Array]
+LINEARS_PER_LAYER = 7
+
+
+@struct.dataclass
+class KVCache:
+  """Rotated keys and values of all layers in S slots; unwritten slots hold zeros."""
+
+  k: Float[Array, "L B S K H"]
+  v: Float[Array, "L B S K H"]
+
+  @classmethod
+  def zeros(
+    cls, config: TextConfig, batch_size: int, num_slots: int, dtype: DTypeLike
+  ) -> "KVCache":
+    """An empty cache."""
+    shape = (config.num_layers, batch_size, num_slots, config.num_kv_heads, config.head_dim)
+    return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+  def write(
+    self, layer: ArrayLike, slot: ArrayLike, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
+  ) -> "KVCache":
+    """The cache with slots slot .. slot + T - 1 of a layer replaced."""
+    start = (layer, 0, slot, 0, 0)
+    return KVCache(
+      jax.lax.dynamic_update_slice(self.k, k[None].astype(self.k.dtype), start),
+      jax.lax.dynamic_update_slice(self.v, v[None].astype(self.v.dtype), start),
+    )
+
+  def read(
+    self, layer: ArrayLike, dtype: DTypeLike
+  ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+    """Keys and values of a layer."""
+    k = jax.lax.dynamic_index_in_dim(self.k, layer, keepdims=False)
+    v = jax.lax.dynamic_index_in_dim(self.v, layer, keepdims=False)
+    return k.astype(dtype), v.astype(dtype)
+
+
+@struct.dataclass
+class _CacheSlice:
+  """Where a layer reads and writes: the whole cache, its layer and the first new slot."""
+
+  cache: KVCache
+  layer: Int32[Array, ""]
+  slot: Int32[Array, ""]
+
+
+def gather_visual(
+  features: Float[Array, "B Vt D"], visual_index: Int32[Array, "B T"]
+) -> Float[Array, "B T D"]:
+  """The feature of the visual token at each position, zeros for text (index -1)."""
+  return jax.vmap(
+    lambda rows, index: rows.at[index].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+  )(features, visual_index)
+
+
+class TextAttention(nnx.Module):
+  """[B, T, D] -> [B, T, D], grouped heads with q and k norms (HF Qwen3VLTextAttention)."""
+
+  def __init__(self, config: TextConfig, lora: LoraConfig, rngs: nnx.Rngs):
+    d, h = config.hidden_size, config.head_dim
+    q_width, kv_width = config.num_heads * h, config.num_kv_heads * h
+    self.q_proj = LoraLinear(d, q_width, axes=("heads", "embed"), lora=lora, rngs=rngs)
+    self.k_proj = LoraLinear(d, kv_width, axes=("kv", "embed"), lora=lora, rngs=rngs)
+    self.v_proj = LoraLinear(d, kv_width, axes=("kv", "embed"), lora=lora, rngs=rngs)
+    self.o_proj = LoraLinear(q_width, d, axes=("embed", "heads"), lora=lora, rngs=rngs)
+    self.q_norm = RMSNorm(h, config.rms_norm_eps, rngs)
+    self.k_norm = RMSNorm(h, config.rms_norm_eps, rngs)
+    self.head_dim = h
+
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    rope: Rope,
+    mask: AttentionMask,
+    cached: _CacheSlice | None,
+    keys: Key[Array, "7"] | list[None],
+  ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+    b, t, _ = x.shape
+    heads = (b, t, -1, self.head_dim)
+    q = apply_rope(self.q_norm(self.q_proj(x, keys[0]).reshape(heads)), *rope)
+    k = apply_rope(self.k_norm(self.k_proj(x, keys[1]).reshape(heads)), *rope)
+    v = self.v_proj(x, keys[2]).reshape(heads)
+    cache = None
+    if cached is not None:
+      cache = cached.cache.write(cached.layer, cached.slot, k, v)
+      k, v = cache.read(cached.layer, x.dtype)
+    out = attention(q, k, v, mask).reshape(b, t, -1)
+    return self.o_proj(out, keys[3]), cache
+
+
+class TextMLP(nnx.Module):
+  """[.., D] -> [.., D], SwiGLU (HF Qwen3VLTextMLP)."""
+
+  def __init__(self, config: TextConfig, lora: LoraConfig, rngs: nnx.Rngs):
+    d, f = config.hidden_size, config.intermediate_size
+    self.gate_proj = LoraLinear(d, f, axes=("mlp", "embed"), lora=lora, rngs=rngs)
+    self.up_proj = LoraLinear(d, f, axes=("mlp", "embed"), lora=lora, rngs=rngs)
+    self.down_proj = LoraLinear(f, d, axes=("embed", "mlp"), lora=lora, rngs=rngs)
+
+  def __call__(
+    self, x: Float[Array, "*B D"], keys: Key[Array, "7"] | list[None]
+  ) -> Float[Array, "*B D"]:
+    gated = jax.nn.silu(self.gate_proj(x, keys[4])) * self.up_proj(x, keys[5])
+    return self.down_proj(gated, keys[6])
+
+
+class DecoderLayer(nnx.Module):
+  """[B, T, D] -> [B, T, D], pre-norm (HF Qwen3VLTextDecoderLayer)."""
+
+  def __init__(self, config: TextConfig, lora: LoraConfig, rngs: nnx.Rngs):
+    self.self_attn = TextAttention(config, lora, rngs)
+    self.mlp = TextMLP(config, lora, rngs)
+    self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, rngs)
+    self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, rngs)
+
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    rope: Rope,
+    mask: AttentionMask,
+    cached: _CacheSlice | None,
+    dropout_key: Key[Array, ""] | None,
+  ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+    keys = [None] * LINEARS_PER_LAYER
+    if dropout_key is not None:
+      keys = jax.random.split(dropout_key, LINEARS_PER_LAYER)
+    out, cache = self.self_attn(self.input_layernorm(x), rope, mask, cached, keys)
+    x = x + out
+    return x + self.mlp(self.post_attention_layernorm(x), keys), cache
+
+
+class TextDecoder(nnx.Module):
+  """Embeddings [B, T, D] -> hidden states [B, T, D] -> logits [B, T, V] (HF Qwen3VLTextModel
+  and the head of Qwen3VLForConditionalGeneration)."""
+
+  def __init__(self, config: TextConfig, lora: LoraConfig, rngs: nnx.Rngs):
+    self.config = config
+    v, d, axes = config.vocab_size, config.hidden_size, ("vocab", "embed")
+    self.embed_tokens = Embedding(v, d, axes=axes, rngs=rngs)
+    self.layers = stack(lambda rngs: DecoderLayer(config, lora, rngs), config.num_layers, rngs)
+    self.norm = RMSNorm(d, config.rms_norm_eps, rngs)
+    tied = config.tie_embeddings
+    self.lm_head = None if tied else Linear(d, v, bias=False, axes=axes, rngs=rngs)
+
+  def embed(self, input_ids: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Token embeddings in the dtype of the table."""
+    return self.embed_tokens(input_ids)
+
+  def final_norm(self, hidden_states: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """The last RMSNorm, which `hidden_states` leaves out."""
+    return self.norm(hidden_states)
+
+  def head_weight(self) -> Float[Array, "V D"]:
+    """The output matrix: `lm_head`, or the embeddings where they are tied."""
+    return (self.embed_tokens if self.lm_head is None else self.lm_head).weight[...]
+
+  def logits(self, hidden_states: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    """float32 logits of states before the final norm."""
+    x = self.final_norm(hidden_states)
+    weight = self.head_weight().astype(x.dtype)
+    return jnp.einsum("...d,vd->...v", x, weight, preferred_element_type=jnp.float32)
+
+  def hidden_states(
+    self,
+    inputs_embeds: Float[Array, "B T D"],
+    position_ids: Int32[Array, "3 B T"],
+    mask: AttentionMask,
+    deepstack: Float[Array, "n B Vt D"] | None = None,
+    visual_index: Int32[Array, "B T"] | None = None,
+    cache: KVCache | None = None,
+    cache_slot: ArrayLike = 0,
+    *,
+    dropout_key: Key[Array, ""] | None = None,
+    remat: bool = False,
+  ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+    """Output of the last layer before the final norm, and the cache with the T new slots.
+
+    With a cache the keys and values go to slots cache_slot .. cache_slot + T - 1 of every row and
+    `mask` covers all S slots; without one it covers the T inputs. DeepStack features k are added
+    after layer k at positions with `visual_index` >= 0. `dropout_key` turns LoRA dropout on,
+    `remat` recomputes each layer in the backward pass.
+
+    Raises ValueError where `deepstack` comes without `visual_index`.
+    """
+    if deepstack is not None and visual_index is None:
+      raise ValueError("hidden_states: deepstack features need a visual_index")
+    config = self.config
+    rope = mrope_cos_sin(position_ids, config.head_dim, config.rope_theta, config.mrope_section)
+    graphdef, state = nnx.split(self.layers)
+
+    def body(carry, layer_inputs):
+      x, cache = carry
+      layer_state, layer, key = layer_inputs
+      cached = None if cache is None else _CacheSlice(cache, layer, cache_slot)
+      x, cache = nnx.merge(graphdef, layer_state)(x, rope, mask, cached, key)
+      if deepstack is not None:
+        x = _add_deepstack(x, deepstack, visual_index, layer)
+      return (x, cache), None
+
+    if remat:
+      body = jax.checkpoint(body, prevent_cse=False)
+    keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_layers)
+    carry, _ = jax.lax.scan(
+      body, (inputs_embeds, cache), (state, jnp.arange(config.num_layers), keys)
+    )
+    return carry
+
+
+def _add_deepstack(
+  x: Float[Array, "B T D"],
+  deepstack: Float[Array, "n B Vt D"],
+  visual_index: Int32[Array, "B T"],
+  layer: Int32[Array, ""],
+) -> Float[Array, "B T D"]:
+  """x plus the features of this layer; layers from n on skip the gather."""
+
+  def add(x):
+    features = jax.lax.dynamic_index_in_dim(deepstack, layer, keepdims=False)
+    return x + gather_visual(features, visual_index).astype(x.dtype)
+
+  return jax.lax.cond(layer < deepstack.shape[0], add, lambda x: x, x)

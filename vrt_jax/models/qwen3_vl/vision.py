@@ -1,0 +1,169 @@
+"""Qwen3-VL vision tower: patches of all images of a sample to visual tokens and DeepStack taps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float, UInt8
+
+from vrt_jax.config import VisionConfig
+from vrt_jax.models.layers import Embedding, LayerNorm, Linear, gelu_exact, gelu_tanh, stack
+from vrt_jax.ops.attention import AttentionMask, attention
+from vrt_jax.ops.rope import apply_rope, vision_cos_sin
+from vrt_jax.types import VisionInputs
+
+NORM_EPS = 1e-6
+
+Rope = tuple[Array, Array]
+
+
+class PatchEmbed(nnx.Module):
+  """[B, P, C] -> [B, P, D]: one matrix product (HF Qwen3VLVisionPatchEmbed, a strided Conv3d)."""
+
+  def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
+    axes = ("vision_embed", None)
+    self.proj = Linear(config.patch_dim, config.hidden_size, axes=axes, rngs=rngs)
+
+  def __call__(
+    self, pixel_values: UInt8[Array, "B P C"] | Float[Array, "B P C"], dtype: DTypeLike
+  ) -> Float[Array, "B P D"]:
+    """uint8 values are normalised to -1 .. 1 in float32; floats are taken as normalised."""
+    if pixel_values.dtype == jnp.uint8:
+      pixel_values = (pixel_values.astype(jnp.float32) - 127.5) / 127.5
+    return self.proj(pixel_values.astype(dtype))
+
+
+class VisionAttention(nnx.Module):
+  """[B, P, D] -> [B, P, D] within each image (HF Qwen3VLVisionAttention)."""
+
+  def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
+    d = config.hidden_size
+    self.qkv = Linear(d, 3 * d, axes=("vision_heads", "vision_embed"), rngs=rngs)
+    self.proj = Linear(d, d, axes=("vision_embed", "vision_heads"), rngs=rngs)
+    self.num_heads = config.num_heads
+
+  def __call__(
+    self, x: Float[Array, "B P D"], rope: Rope, mask: AttentionMask
+  ) -> Float[Array, "B P D"]:
+    b, p, d = x.shape
+    qkv = self.qkv(x).reshape(b, p, 3, self.num_heads, d // self.num_heads)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    out = attention(apply_rope(q, *rope), apply_rope(k, *rope), v, mask)
+    return self.proj(out.reshape(b, p, d))
+
+
+class VisionMLP(nnx.Module):
+  """[.., D] -> [.., D] with tanh GELU (HF Qwen3VLVisionMLP)."""
+
+  def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
+    d, f = config.hidden_size, config.intermediate_size
+    self.linear_fc1 = Linear(d, f, axes=("vision_mlp", "vision_embed"), rngs=rngs)
+    self.linear_fc2 = Linear(f, d, axes=("vision_embed", "vision_mlp"), rngs=rngs)
+
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    return self.linear_fc2(gelu_tanh(self.linear_fc1(x)))
+
+
+class VisionBlock(nnx.Module):
+  """[B, P, D] -> [B, P, D], pre-norm (HF Qwen3VLVisionBlock)."""
+
+  def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
+    self.norm1 = LayerNorm(config.hidden_size, NORM_EPS, rngs)
+    self.norm2 = LayerNorm(config.hidden_size, NORM_EPS, rngs)
+    self.attn = VisionAttention(config, rngs)
+    self.mlp = VisionMLP(config, rngs)
+
+  def __call__(
+    self, x: Float[Array, "B P D"], rope: Rope, mask: AttentionMask
+  ) -> Float[Array, "B P D"]:
+    x = x + self.attn(self.norm1(x), rope, mask)
+    return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nnx.Module):
+  """[B, P, D] -> [B, P / merge**2, out] with exact GELU (HF Qwen3VLVisionPatchMerger).
+
+  The main merger normalises patches before the fold, the DeepStack ones merged tokens after it.
+  """
+
+  def __init__(self, config: VisionConfig, *, norm_after_fold: bool, rngs: nnx.Rngs):
+    folded = config.hidden_size * config.spatial_merge_size**2
+    self.norm = LayerNorm(folded if norm_after_fold else config.hidden_size, NORM_EPS, rngs)
+    self.linear_fc1 = Linear(folded, folded, axes=("vision_mlp", "vision_embed"), rngs=rngs)
+    out = config.out_hidden_size
+    self.linear_fc2 = Linear(folded, out, axes=("vision_embed", "vision_mlp"), rngs=rngs)
+    self.norm_after_fold = norm_after_fold
+    self.folded = folded
+
+  def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P/4 out"]:
+    if not self.norm_after_fold:
+      x = self.norm(x)
+    x = x.reshape(x.shape[0], -1, self.folded)
+    if self.norm_after_fold:
+      x = self.norm(x)
+    return self.linear_fc2(gelu_exact(self.linear_fc1(x)))
+
+
+class VisionTower(nnx.Module):
+  """VisionInputs of P patches -> visual tokens [B, P / merge**2, out] and DeepStack features
+  [n, B, P / merge**2, out] (HF Qwen3VLVisionModel)."""
+
+  def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
+    self.config = config
+    self.patch_embed = PatchEmbed(config, rngs)
+    axes = (None, "vision_embed")
+    self.pos_embed = Embedding(
+      config.num_position_embeddings, config.hidden_size, axes=axes, rngs=rngs
+    )
+    self.blocks = stack(lambda rngs: VisionBlock(config, rngs), config.depth, rngs)
+    self.merger = PatchMerger(config, norm_after_fold=False, rngs=rngs)
+    taps = len(config.deepstack_indexes)
+    self.deepstack_merger_list = (
+      stack(lambda rngs: PatchMerger(config, norm_after_fold=True, rngs=rngs), taps, rngs)
+      if taps
+      else None
+    )
+
+  def __call__(
+    self, vision: VisionInputs, dtype: DTypeLike
+  ) -> tuple[Float[Array, "B P/4 out"], Float[Array, "n B P/4 out"] | None]:
+    """Rows of padding patches carry no meaning; without taps the DeepStack part is None."""
+    x = self.patch_embed(vision.pixel_values, dtype)
+    x = x + self._position_embeddings(vision).astype(dtype)
+    rope = vision_cos_sin(vision.patch_positions, self.config.hidden_size // self.config.num_heads)
+    mask = AttentionMask(vision.patch_segments, vision.patch_segments)
+    x, taps = self._run_blocks(x, rope, mask)
+    return self.merger(x), self._merge_taps(taps)
+
+  def _position_embeddings(self, vision: VisionInputs) -> Float[Array, "B P D"]:
+    rows = self.pos_embed(vision.pos_embed_index)  # [B, P, 4, D]
+    return jnp.einsum("bpcd,bpc->bpd", rows.astype(jnp.float32), vision.pos_embed_weight)
+
+  def _run_blocks(
+    self, x: Float[Array, "B P D"], rope: Rope, mask: AttentionMask
+  ) -> tuple[Float[Array, "B P D"], Float[Array, "n B P D"]]:
+    """Scans the blocks; the states after `deepstack_indexes` land in the taps, in that order."""
+    num_taps = len(self.config.deepstack_indexes)
+    slots = np.full(self.config.depth, num_taps)  # slot num_taps lies outside and is dropped
+    slots[list(self.config.deepstack_indexes)] = np.arange(num_taps)
+    graphdef, state = nnx.split(self.blocks)
+
+    def body(carry, layer):
+      x, taps = carry
+      block_state, slot = layer
+      x = nnx.merge(graphdef, block_state)(x, rope, mask)
+      if num_taps:
+        taps = taps.at[slot].set(x, mode="drop")
+      return (x, taps), None
+
+    taps = jnp.zeros((num_taps, *x.shape), x.dtype)
+    (x, taps), _ = jax.lax.scan(body, (x, taps), (state, jnp.asarray(slots)))
+    return x, taps
+
+  def _merge_taps(self, taps: Float[Array, "n B P D"]) -> Float[Array, "n B P/4 out"] | None:
+    if self.deepstack_merger_list is None:
+      return None
+    graphdef, state = nnx.split(self.deepstack_merger_list)
+    return jax.vmap(lambda state, tap: nnx.merge(graphdef, state)(tap))(state, taps)

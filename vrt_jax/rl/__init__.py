@@ -1,0 +1,1 @@
+"""Reinforcement learning: rewards, rollouts, subset selection."""

@@ -1,0 +1,77 @@
+"""Devices: the mesh, and where each array lives on it."""
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vrt_jax.config import MeshConfig
+from vrt_jax.types import Batch
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+LOGICAL_AXES: dict[str | None, str | None] = {
+  "vocab": "tensor",
+  "embed": "fsdp",
+  "heads": "tensor",
+  "kv": "tensor",
+  "mlp": "tensor",
+  "lora": None,
+  "vision_embed": "fsdp",
+  "vision_heads": "tensor",
+  "vision_mlp": "tensor",
+  None: None,
+}
+"""Logical parameter axis -> mesh axis."""
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+  """A (data, fsdp, tensor) mesh over all devices.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  sizes = [config.data, config.fsdp, config.tensor]
+  devices = jax.device_count()
+  known = int(np.prod([s for s in sizes if s != -1]))
+  if sizes.count(-1) == 1 and devices % known == 0:
+    sizes[sizes.index(-1)] = devices // known
+  if -1 in sizes or int(np.prod(sizes)) != devices:
+    raise ValueError(f"mesh {tuple(sizes)} (data, fsdp, tensor) does not fit {devices} devices")
+  return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_sharding(mesh: Mesh, batch_axis: int = 0) -> NamedSharding:
+  """The batch dimension over the data and fsdp axes."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * batch_axis, ("data", "fsdp")))
+
+
+def _spec(variable: nnx.Variable, mesh: Mesh) -> NamedSharding:
+  shape = variable.get_value().shape
+  axes = variable.get_metadata().get("axes", (None,) * len(shape))
+  axes = (None,) * (len(shape) - len(axes)) + tuple(axes)  # stacked layers lead
+  names = [LOGICAL_AXES[a] for a in axes]
+  sized = [
+    n if n is not None and size % mesh.shape[n] == 0 else None
+    for n, size in zip(names, shape, strict=True)
+  ]
+  return NamedSharding(mesh, PartitionSpec(*sized))
+
+
+def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
+  """A sharding for every parameter of `state`, from its `axes` metadata.
+
+  An axis whose size the mesh axis does not divide stays whole.
+  """
+  return jax.tree.map(
+    lambda v: v.replace(_spec(v, mesh)), state, is_leaf=lambda v: isinstance(v, nnx.Variable)
+  )
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+  """Host arrays -> device arrays, the batch dimension divided over the mesh."""
+  sharding = batch_sharding(mesh)
+  positions = batch_sharding(mesh, batch_axis=1)
+  shardings = jax.tree.map(lambda _: sharding, batch)
+  shardings = shardings.replace(text=shardings.text.replace(position_ids=positions))
+  return jax.device_put(batch, shardings)

@@ -1,0 +1,60 @@
+"""python -m vrt_jax.train: runs a recipe; without arguments, the embedded one.
+
+    python -m vrt_jax.train
+    python -m vrt_jax.train --config configs/photos_smoke.py --data.train 'records-*.tfrecord'
+    python -m vrt_jax.train --workdir runs/mine --optim.learning-rate 1e-4
+"""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+from vrt_jax import cli
+from vrt_jax.config import TrainConfig
+
+
+def load_recipe(path: Path) -> TrainConfig:
+  """The TrainConfig that get_config() of a recipe file returns.
+
+  Raises:
+    ValueError: no such file, or it has no get_config() that returns a TrainConfig.
+  """
+  if not path.is_file():
+    raise ValueError(f"recipe {path} does not exist")
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  if spec is None or spec.loader is None:
+    raise ValueError(f"recipe {path} is not a Python file")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ValueError(f"recipe {path} has no get_config()")
+  config = module.get_config()
+  if not isinstance(config, TrainConfig):
+    raise ValueError(f"get_config() of {path} returns a {type(config).__name__}")
+  return config
+
+
+def main() -> None:
+  """Parses the command line and trains."""
+  parser = argparse.ArgumentParser(prog="vrt_jax.train", add_help=False)
+  parser.add_argument("--config", type=Path)
+  parser.add_argument("--workdir", type=Path)
+  own, rest = parser.parse_known_args(sys.argv[1:])
+  if "--help" in rest or "-h" in rest:
+    print(__doc__)
+  default = load_recipe(own.config) if own.config else TrainConfig()
+  name = own.config.stem if own.config else "shapes_sft"
+  config = cli.parse(TrainConfig, rest, "python -m vrt_jax.train", default)
+  workdir = own.workdir or Path("runs") / name
+
+  from vrt_jax.train.loop import train  # after --help, which needs no JAX
+
+  train(config, workdir)
+  print(f"model: {workdir / 'model'}")
+  if (workdir / "eval" / "final").is_dir():
+    print(f"pictures and scores: {workdir / 'eval' / 'final'}")
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,169 @@
+"""The training loop, from records to a trained and evaluated model directory."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vrt_jax import evaluate, model_directory
+from vrt_jax.config import TrainConfig
+from vrt_jax.data.chat import ChatTokenizer
+from vrt_jax.data.pipeline import BatchIterator
+from vrt_jax.data.records import EvalRecord, read_eval_records
+from vrt_jax.generate.predictor import Predictor
+from vrt_jax.model_directory import Loaded
+from vrt_jax.runtime import make_mesh, put_batch
+from vrt_jax.train.checkpoint import Checkpoints
+from vrt_jax.train.optim import learning_rate_schedule, make_optimizer, trainable_filter
+from vrt_jax.train.setup import base_model, data_patterns, open_workdir
+from vrt_jax.train.sft_step import make_sft_step
+from vrt_jax.train.state import Frozen, TrainState, create_state, parameter_counts
+from vrt_jax.train.writer import MetricWriter
+
+
+def train(config: TrainConfig, workdir: Path) -> dict | None:
+  """Runs a recipe to its end, going on from the workdir's newest checkpoint.
+
+  Writes what a workdir holds (README, "Files"). Returns the results of the last evaluation, None
+  without held-out records.
+
+  Raises:
+    ValueError: one line that says what is wrong with the configuration, the data or the workdir.
+  """
+  open_workdir(config, workdir)
+  train_pattern, eval_pattern = data_patterns(config, workdir)
+  records = held_out_records(config, eval_pattern)
+  mesh = make_mesh(config.mesh)
+  loaded = base_model(config)
+  config = dataclasses.replace(config, model=loaded.model.config)
+  if records and config.evaluate_base:
+    evaluate_once(loaded, records, workdir / "eval" / "base", config, "base model")
+
+  optimizer = make_optimizer(config.optim)
+  state, frozen = create_state(
+    loaded.model, optimizer, trainable_filter(config.optim.trainable), mesh
+  )
+  print_parameters(state, frozen)
+  batches = BatchIterator(config, train_pattern, loaded.tokenizer)
+  checkpoints = Checkpoints(workdir, config.checkpoint_every, config.keep_checkpoints)
+  if checkpoints.latest_step() is not None:
+    state, data_state = checkpoints.restore(state)
+    batches.restore(data_state)
+    print(f"resumed from step {int(state.step)}")
+  state = run_steps(config, workdir, state, frozen, batches, checkpoints, mesh)
+  checkpoints.close()
+
+  model = frozen.merge(state.trainable)
+  model_directory.save(workdir / "model", model, loaded.tokenizer, loaded.image)
+  if batches.drops.reasons:
+    print(f"unusable training records, by reason: {dict(batches.drops.reasons)}")
+  if not records:
+    return None
+  trained = model_directory.load(str(workdir / "model"))
+  return evaluate_once(trained, records, workdir / "eval" / "final", config, "trained model")
+
+
+def run_steps(
+  config: TrainConfig,
+  workdir: Path,
+  state: TrainState,
+  frozen: Frozen,
+  batches: BatchIterator,
+  checkpoints: Checkpoints,
+  mesh: jax.sharding.Mesh,
+) -> TrainState:
+  """The loop: next batch, step, log, save."""
+  optimizer = make_optimizer(config.optim)
+  step_fn = make_sft_step(optimizer, config.optim, config.sft, state)
+  schedule = learning_rate_schedule(config.optim)
+  key = jax.random.key(config.seed)
+  seen_shapes: set[tuple[int, ...]] = set()
+  first = int(state.step)
+  with MetricWriter(workdir, first, config.optim.steps) as writer:
+    clock, tokens = time.perf_counter(), 0.0
+    for step in range(first + 1, config.optim.steps + 1):
+      batch = next(batches)
+      shape = (*batch.text.input_ids.shape, batch.vision.pixel_values.shape[1])
+      state, metrics = step_fn(state, frozen, put_batch(batch, mesh), key)
+      seen_shapes.add(shape)
+      if step_fn._cache_size() > len(seen_shapes):
+        raise RuntimeError(f"step {step} compiled again for the known batch shape {shape}")
+      tokens += float(batch.text.token_mask.sum())
+      if step % config.log_every == 0 or step == config.optim.steps or step == first + 1:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not np.isfinite(values["loss"]):
+          raise FloatingPointError(f"the loss of step {step} is {values['loss']}")
+        seconds = time.perf_counter() - clock
+        steps_since = 1 if step == first + 1 else (step - 1) % config.log_every + 1
+        writer.write(
+          step,
+          values
+          | {
+            "learning_rate": float(schedule(step - 1)),
+            "step_seconds": seconds / steps_since,
+            "tokens_per_second": tokens / seconds,
+            "compiles": step_fn._cache_size(),
+          },
+        )
+        clock, tokens = time.perf_counter(), 0.0
+      writer.advance()
+      checkpoints.save(state, batches.state(), force=step == config.optim.steps)
+  return state
+
+
+def held_out_records(config: TrainConfig, pattern: str) -> list[EvalRecord]:
+  """The first eval.num_samples records (0: all); none without a pattern."""
+  if not pattern:
+    return []
+  records = list(read_eval_records(pattern))
+  return records[: config.eval.num_samples or None]
+
+
+def evaluate_once(
+  loaded: Loaded, records: list[EvalRecord], out_dir: Path, config: TrainConfig, name: str
+) -> dict:
+  """Scores a model on the held-out records and prints the headline; done before: reads it."""
+  results_file = out_dir / "ver_evaluation_results.json"
+  if results_file.is_file() and name == "base model":
+    results = json.loads(results_file.read_text())
+  else:
+    predictor = Predictor(
+      loaded, config.eval, thinking=config.data.thinking, blind=config.data.blind
+    )
+    results = evaluate.evaluate(
+      predictor,
+      records,
+      out_dir,
+      config.eval,
+      thinking=config.data.thinking,
+      config_hash=config_hash(config),
+      description=name,
+    )
+  print(f"{name}: {evaluate.headline(results)}  ({len(records)} held-out samples)")
+  return results
+
+
+def config_hash(config: TrainConfig) -> str:
+  """Short hash of a resolved configuration."""
+  text = json.dumps(dataclasses.asdict(config), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def print_parameters(state: TrainState, frozen: Frozen) -> None:
+  """The table of trainable and frozen parameters."""
+  counts = parameter_counts(state, frozen)
+  print(f"{'module':<36}{'trainable':>14}{'frozen':>14}")
+  for name, (trainable, fixed) in counts.items():
+    print(f"{name:<36}{trainable:>14,}{fixed:>14,}")
+
+
+def check_tokenizer(tokenizer: ChatTokenizer, vocab_size: int) -> None:
+  """ValueError where the tokenizer has more ids than the model has embeddings."""
+  if tokenizer.vocab_size > vocab_size:
+    raise ValueError(
+      f"the tokenizer has {tokenizer.vocab_size} tokens, the model embeds {vocab_size}"
+    )

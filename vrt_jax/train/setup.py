@@ -1,0 +1,100 @@
+"""What a run starts from: workdir, data, tokenizer and base model."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from flax import nnx
+
+from vrt_jax import model_directory
+from vrt_jax.config import TrainConfig
+from vrt_jax.data.chat import ChatTokenizer, train_bpe
+from vrt_jax.data.shapes import corpus, write_shapes
+from vrt_jax.model_directory import Loaded, with_lora
+from vrt_jax.models.sa2va import Sa2VA
+
+CORPUS_SAMPLES = 3000
+
+
+def open_workdir(config: TrainConfig, workdir: Path) -> None:
+  """Makes the workdir and records the configuration in config.json.
+
+  Raises:
+    ValueError: the workdir belongs to a run of another configuration; it names the first field.
+  """
+  path = workdir / "config.json"
+  values = json.loads(json.dumps(dataclasses.asdict(config)))
+  if path.is_file():
+    found = json.loads(path.read_text())
+    if difference := first_difference(found, values):
+      field, old, new = difference
+      raise ValueError(
+        f"{workdir} holds a run with {field} = {old}, not {new}: choose another --workdir or "
+        "delete it"
+      )
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def first_difference(old: dict, new: dict, prefix: str = "") -> tuple[str, object, object] | None:
+  """The first field in which two nested configurations differ, with both values."""
+  for key in sorted(set(old) | set(new)):
+    a, b = old.get(key), new.get(key)
+    if isinstance(a, dict) and isinstance(b, dict):
+      if difference := first_difference(a, b, f"{prefix}{key}."):
+        return difference
+    elif a != b:
+      return f"{prefix}{key}", a, b
+  return None
+
+
+def data_patterns(config: TrainConfig, workdir: Path) -> tuple[str, str]:
+  """Globs of the training and held-out files; makes the shapes world where none are named."""
+  data = config.data
+  if data.train:
+    return data.train, data.eval
+  folder = workdir / "data"
+  train, held_out = folder / "shapes_train-*.tfrecord", folder / "shapes_eval.tfrecord"
+  made = folder / "complete"
+  if not made.is_file():
+    write_shapes(
+      folder,
+      data.shapes_train_samples,
+      data.shapes_eval_samples,
+      data.shapes_seed,
+      task=data.shapes_task,
+    )
+    made.touch()
+  return str(train), data.eval or (str(held_out) if data.shapes_eval_samples else "")
+
+
+def base_model(config: TrainConfig) -> Loaded:
+  """The model a run starts from: a model directory with fresh adapters, or random weights.
+
+  Raises:
+    ValueError: `config.base` is no model directory, or tokenizer and model do not fit.
+  """
+  if config.base:
+    loaded = model_directory.load(config.base)
+    model = loaded.model
+    if config.model.lora.rank:
+      model = with_lora(model, config.model.lora, config.seed)
+    return dataclasses.replace(loaded, model=model)
+  tokenizer = (
+    ChatTokenizer.from_dir(Path(config.tokenizer)) if config.tokenizer else shapes_tokenizer(config)
+  )
+  if tokenizer.vocab_size > config.model.text.vocab_size:
+    raise ValueError(
+      f"the tokenizer has {tokenizer.vocab_size} tokens, model.text.vocab_size is "
+      f"{config.model.text.vocab_size}"
+    )
+  model = Sa2VA(config.model, nnx.Rngs(config.seed))
+  return Loaded(model, tokenizer, config.image)
+
+
+def shapes_tokenizer(config: TrainConfig) -> ChatTokenizer:
+  """A byte-level BPE of the size of the model's vocabulary, trained on shapes texts."""
+  texts = corpus(CORPUS_SAMPLES, config.data.shapes_seed)
+  special = 5
+  return ChatTokenizer(train_bpe(texts, config.model.text.vocab_size - special))

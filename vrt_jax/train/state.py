@@ -1,0 +1,64 @@
+"""The training state, shared by SFT and RL: trainable and frozen parameters, optimiser, step."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vrt_jax.models.sa2va import Sa2VA
+from vrt_jax.runtime import param_shardings
+from vrt_jax.train.optim import Filter
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything a step changes; a checkpoint holds exactly this and the data position."""
+
+  step: jax.Array
+  trainable: nnx.State
+  opt_state: optax.OptState
+
+
+@flax.struct.dataclass
+class Frozen:
+  """What no step changes: the module structure and the frozen parameters."""
+
+  graphdef: nnx.GraphDef = flax.struct.field(pytree_node=False)
+  params: nnx.State = None
+
+  def merge(self, trainable: nnx.State) -> Sa2VA:
+    """The model with the given trainable parameters."""
+    return nnx.merge(self.graphdef, trainable, self.params)
+
+
+def create_state(
+  model: Sa2VA, optimizer: optax.GradientTransformation, trainable: Filter, mesh: Mesh
+) -> tuple[TrainState, Frozen]:
+  """Splits a model by `trainable`, places both parts on the mesh and starts the optimiser.
+
+  Frozen parameters are stored in the compute dtype, trained ones in float32.
+  """
+  graphdef, train_params, frozen = nnx.split(model, trainable, ...)
+  dtype = jnp.dtype(model.config.compute_dtype)
+  frozen = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, frozen)
+  train_params = jax.tree.map(lambda x: x.astype(jnp.float32), train_params)
+  train_params = jax.device_put(train_params, param_shardings(train_params, mesh))
+  frozen = jax.device_put(frozen, param_shardings(frozen, mesh))
+  whole = NamedSharding(mesh, PartitionSpec())
+  opt_state = jax.tree.map(  # moments are placed like their parameters, counters everywhere
+    lambda x: x if x.ndim else jax.device_put(x, whole), optimizer.init(train_params)
+  )
+  step = jax.device_put(jnp.zeros((), jnp.int32), whole)
+  return TrainState(step, train_params, opt_state), Frozen(graphdef, frozen)
+
+
+def parameter_counts(state: TrainState, frozen: Frozen) -> dict[str, tuple[int, int]]:
+  """Module -> (trainable, frozen) number of values, for the table printed at the start."""
+  counts: dict[str, list[int]] = {}
+  for column, tree in enumerate((state.trainable, frozen.params)):
+    for path, leaf in nnx.to_flat_state(tree):
+      name = ".".join(str(p) for p in path[:2])
+      counts.setdefault(name, [0, 0])[column] += leaf.get_value().size
+  return {name: (c[0], c[1]) for name, c in sorted(counts.items())}
