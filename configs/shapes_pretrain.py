@@ -7,12 +7,13 @@ Hardware: two CPU cores, about an hour.
 Command: python -m vrt_jax.train --config configs/shapes_pretrain.py
 """
 
-from vrt_jax.config import DataConfig, OptimConfig, SftLossConfig, TrainConfig
+from vrt_jax.config import DataConfig, ModelConfig, OptimConfig, SftLossConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
   """The recipe."""
   return TrainConfig(
+    model=ModelConfig(),
     base="",
     data=DataConfig(
       shapes_task="refer",

@@ -8,21 +8,20 @@ Writes `ver_evaluation_results.json` and `report.html`.
 """
 
 import dataclasses
-import io
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-from PIL import Image
 from tqdm import tqdm
 
 from eval.report import write_report
-from vrt_jax.data.records import EvalRecord, read_eval_records
+from vrt_jax import cli
+from vrt_jax.data.records import read_eval_records
 from vrt_jax.data.trace import mentions
-from vrt_jax.metrics import PredictedMask, SampleResult, score_samples, write_results
+from vrt_jax.evaluate import headline, sample_result
+from vrt_jax.metrics import PredictedMask, score_samples, write_results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,32 +47,6 @@ class Prediction:
   text: str
   objects: Sequence[PredictedMask]
   thinking: bool = True
-
-
-def sample_result(record: EvalRecord, prediction: Prediction) -> SampleResult:
-  """Joins a record with a prediction; raises ValueError where an object or the image is bad."""
-  for object_id in [*record.reasoning_ids, *record.answer_ids]:
-    if object_id not in record.objects:
-      raise ValueError(f"sample {record.key}: labelled object {object_id} is not in objects_info")
-  try:
-    with Image.open(io.BytesIO(record.image)) as image:
-      width, height = image.size
-  except OSError as error:
-    raise ValueError(f"sample {record.key}: the image cannot be read ({error})") from error
-  return SampleResult(
-    key=record.key,
-    question=record.question,
-    text=prediction.text,
-    image_size=(height, width),
-    reasoning_gt=[record.objects[i]["mask"] for i in record.reasoning_ids],
-    answer_gt=[record.objects[i]["mask"] for i in record.answer_ids],
-    objects=prediction.objects,
-    class_ids=record.class_ids,
-    reasoning_obj_ids=[int(i) for i in record.reasoning_ids],
-    answer_obj_ids=[int(i) for i in record.answer_ids],
-    human_confidence=record.confidence,
-    thinking=prediction.thinking,
-  )
 
 
 def load_predictions(path: Path) -> tuple[dict[str, Prediction], dict[str, str]]:
@@ -108,7 +81,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
       continue
     if record.key in images:
       raise ValueError(f"{config.data}: key {record.key!r} is there twice")
-    samples.append(sample_result(record, predictions[record.key]))
+    found = predictions[record.key]
+    samples.append(sample_result(record, found.text, found.objects, found.thinking))
     images[record.key] = record.image
   unknown = [key for key in predictions if key not in images]
   if unknown:
@@ -124,27 +98,11 @@ def score(config: ScoreConfig) -> dict[str, Any]:
   return results
 
 
-def headline(results: Mapping[str, Any]) -> str:
-  """The three published numbers with intervals, in percent."""
-  parts = []
-  for label, name in (
-    ("R-LQ", "reasoning_lq"),
-    ("R-SQ", "reasoning_sq"),
-    ("A-mIoU", "answer_miou"),
-  ):
-    low, high = (100 * v for v in results["metrics_ci"][name])
-    parts.append(f"{label} {100 * results['metrics'][name]:.1f} [{low:.1f}, {high:.1f}]")
-  return "  ".join(parts) + f"  ({results['total_samples']} samples)"
-
-
 def main() -> None:
-  """Command line; a wrong input ends with one line and exit status 1."""
-  config = tyro.cli(ScoreConfig, description=__doc__)
-  try:
-    results = score(config)
-  except (ValueError, OSError) as error:
-    sys.exit(f"eval.score: {error}")
-  print(headline(results))
+  """Command line."""
+  config = cli.parse(ScoreConfig, sys.argv[1:], "python -m eval.score")
+  results = score(config)
+  print(f"{headline(results)}  ({results['total_samples']} samples)")
   print(f"written to {config.out}")
 
 
@@ -227,4 +185,4 @@ def _predicted_masks(text: str, objects: Sequence[Mapping[str, Any]]) -> list[Pr
 
 
 if __name__ == "__main__":
-  main()
+  cli.run(main)

@@ -1,5 +1,9 @@
 """Shared by all commands: arguments through tyro, and errors as one line with exit status 1."""
 
+import contextlib
+import io
+import itertools
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -8,20 +12,39 @@ import tyro
 
 T = TypeVar("T")
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_FRAME = " │╭╮╰╯"
+_RULE = "─-"
+
 
 def parse(cls: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
   """Command-line arguments as a dataclass, over the values of `default`.
 
   Raises:
-    ValueError: an option that does not exist.
+    ValueError: an option that does not exist, is missing or has a value of another type.
   """
   given = {} if default is None else {"default": default}
-  parsed, unknown = tyro.cli(
-    cls, prog=prog, args=list(args), return_unknown_args=True, **given
-  )
+  printed = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(printed):
+      parsed, unknown = tyro.cli(cls, prog=prog, args=list(args), return_unknown_args=True, **given)
+  except SystemExit as stop:
+    if not stop.code:  # --help
+      raise
+    raise ValueError(f"{_complaint(printed.getvalue())} (see --help)") from None
   if unknown:
     raise ValueError(f"unknown option {unknown[0]} (see --help)")
   return parsed
+
+
+def _complaint(box: str) -> str:
+  """The first paragraph of the framed message that tyro prints; the frame may be plain ASCII.
+
+  "╭─ Value error ─╮\\n│ no int: 'abc' │\\n│ ───────────── │\\n│ more │\\n╰─╯" -> "no int: 'abc'"
+  """
+  lines = [line.strip(_FRAME) for line in _COLOUR.sub("", box).splitlines()[1:]]
+  paragraphs = itertools.groupby(lines, key=lambda line: bool(line.strip(_RULE)))
+  return next((" ".join(group) for is_text, group in paragraphs if is_text), "bad arguments")
 
 
 def run(main: Callable[[], None]) -> None:

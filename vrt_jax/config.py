@@ -87,7 +87,7 @@ class LoraConfig:
   """LoRA on the seven linear layers of every text layer; rank 0 turns it off."""
 
   rank: int = 0
-  alpha: float = 32.0
+  alpha: float = 64.0
   dropout: float = 0.0
 
 
@@ -210,10 +210,12 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-  """A recipe: `python -m vrt_jax.train --config configs/NAME.py`."""
+  """A recipe: `python -m vrt_jax.train --config configs/NAME.py`. The defaults are the main job."""
 
-  model: ModelConfig = field(default_factory=ModelConfig)
+  model: ModelConfig = field(default_factory=lambda: ModelConfig(lora=LoraConfig(rank=32)))
+  """With a base model, only `model.lora` counts; the rest comes from the model directory."""
   image: ImageConfig = field(default_factory=ImageConfig)
+  """For random weights; otherwise the base model's processor.json counts."""
   data: DataConfig = field(default_factory=DataConfig)
   optim: OptimConfig = field(default_factory=OptimConfig)
   sft: SftLossConfig = field(default_factory=SftLossConfig)
@@ -229,7 +231,6 @@ class TrainConfig:
   log_every: int = 10
   checkpoint_every: int = 50
   keep_checkpoints: int = 2
-
 
 
 def from_dict(cls: type[T], values: dict, name: str) -> T:

@@ -1,8 +1,9 @@
 """VRT-Eval records -> generated texts and masks -> scores, results file and pictures."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -11,21 +12,36 @@ from vrt_jax.config import EvalConfig
 from vrt_jax.data.records import EvalRecord
 from vrt_jax.draw import draw_overlay
 from vrt_jax.generate.predictor import Prediction, Predictor, Request
-from vrt_jax.metrics.results import SampleResult, score_samples, write_results
+from vrt_jax.metrics.results import PredictedMask, SampleResult, score_samples, write_results
+
+HEADLINE = {"R-LQ": "reasoning_lq", "R-SQ": "reasoning_sq", "A-mIoU": "answer_miou"}
+"""The three published numbers, by their names in the results file."""
 
 
-def sample_result(record: EvalRecord, prediction: Prediction, thinking: bool) -> SampleResult:
-  """A record and what was predicted for it, ready to score."""
-  with Image.open(io.BytesIO(record.image)) as picture:
-    image_size = (picture.height, picture.width)
+def sample_result(
+  record: EvalRecord, text: str, objects: Sequence[PredictedMask], thinking: bool
+) -> SampleResult:
+  """A record and what was predicted for it, ready to score.
+
+  Raises:
+    ValueError: names the sample whose image cannot be read or whose labels name no object.
+  """
+  for object_id in [*record.reasoning_ids, *record.answer_ids]:
+    if object_id not in record.objects:
+      raise ValueError(f"sample {record.key}: labelled object {object_id} is not in objects_info")
+  try:
+    with Image.open(io.BytesIO(record.image)) as picture:
+      image_size = (picture.height, picture.width)
+  except OSError as error:
+    raise ValueError(f"sample {record.key}: the image cannot be read ({error})") from error
   return SampleResult(
     key=record.key,
     question=record.question,
-    text=prediction.text,
+    text=text,
     image_size=image_size,
     reasoning_gt=[record.objects[i]["mask"] for i in record.reasoning_ids],
     answer_gt=[record.objects[i]["mask"] for i in record.answer_ids],
-    objects=prediction.objects(),
+    objects=objects,
     class_ids=record.class_ids,
     reasoning_obj_ids=[int(i) for i in record.reasoning_ids],
     answer_obj_ids=[int(i) for i in record.answer_ids],
@@ -41,34 +57,48 @@ def evaluate(
   config: EvalConfig,
   *,
   thinking: bool = True,
+  order: Sequence[int] | None = None,
   config_hash: str = "",
+  model_path: str = "",
   description: str = "evaluate",
-) -> dict:
+) -> dict[str, Any]:
   """Generates and scores; writes `ver_evaluation_results.json` and overlay pictures to `out_dir`.
 
-  Returns the content of the results file. The first `config.num_pictures` samples are drawn.
+  Records are generated in `order` (indices, so that a batch holds prompts of like size) and
+  reported in their own. Returns the content of the results file. The first `config.num_pictures`
+  records are drawn.
   """
   out_dir.mkdir(parents=True, exist_ok=True)
-  requests = [Request(r.image, r.question) for r in records]
-  samples = []
-  bar = tqdm(predictor.predict(requests), total=len(records), desc=description, unit="sample")
-  for record, prediction in zip(records, bar, strict=True):
-    samples.append(sample_result(record, prediction, thinking))
-    if len(samples) <= config.num_pictures:
+  order = range(len(records)) if order is None else order
+  samples: dict[int, SampleResult] = {}
+  for i, prediction in _predictions(predictor, records, order, description):
+    record = records[i]
+    samples[i] = sample_result(record, prediction.text, prediction.objects(), thinking)
+    if i < config.num_pictures:
       picture = Image.open(io.BytesIO(record.image)).convert("RGB")
       overlay = draw_overlay(
         picture, record.question, prediction.text, prediction.mentions, prediction.masks
       )
-      overlay.save(out_dir / f"{len(samples):03d}.png")
-  results = score_samples(samples, config_hash)
+      overlay.save(out_dir / f"{i + 1:03d}.png")
+  in_order = [samples[i] for i in range(len(records))]
+  results = score_samples(in_order, config_hash, model_path=model_path)
   write_results(results, out_dir)
   return results
 
 
-def headline(results: dict) -> str:
-  """R-LQ, R-SQ and A-mIoU in percent, as the paper prints them."""
-  m = results["metrics"]
-  return (
-    f"R-LQ {100 * m['reasoning_lq']:.1f}  R-SQ {100 * m['reasoning_sq']:.1f}  "
-    f"A-mIoU {100 * m['answer_miou']:.1f}"
-  )
+def _predictions(
+  predictor: Predictor, records: Sequence[EvalRecord], order: Sequence[int], description: str
+) -> Iterator[tuple[int, Prediction]]:
+  """(index of the record, its prediction), with a progress bar."""
+  requests = [Request(records[i].image, records[i].question) for i in order]
+  bar = tqdm(predictor.predict(requests), total=len(order), desc=description, unit="sample")
+  yield from zip(order, bar, strict=True)
+
+
+def headline(results: Mapping[str, Any]) -> str:
+  """R-LQ, R-SQ and A-mIoU in percent, each with its 95 % interval."""
+  parts = []
+  for label, name in HEADLINE.items():
+    low, high = (100 * v for v in results["metrics_ci"][name])
+    parts.append(f"{label} {100 * results['metrics'][name]:.1f} [{low:.1f}, {high:.1f}]")
+  return "  ".join(parts)

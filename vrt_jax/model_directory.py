@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from vrt_jax.config import ImageConfig, LoraConfig, ModelConfig, from_dict
+from vrt_jax.config import ImageConfig, ModelConfig, from_dict
 from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.models.lora import merge_lora
 from vrt_jax.models.sa2va import Sa2VA
@@ -60,16 +60,14 @@ def abstract_model(config: ModelConfig) -> Sa2VA:
   return nnx.eval_shape(lambda: Sa2VA(config, nnx.Rngs(0)))
 
 
-def load(path: str, lora: LoraConfig | None = None, compute_dtype: str | None = None) -> Loaded:
-  """Reads a model directory; with `lora`, freshly initialised adapters are added.
+def load(path: str) -> Loaded:
+  """Reads a model directory; parameters come as float32 whatever they are stored as.
 
   Raises:
     ValueError: not a model directory, or one whose parameters have other shapes.
   """
   folder = resolve(path)
   config = from_dict(ModelConfig, json.loads((folder / "config.json").read_text()), "config.json")
-  if compute_dtype:
-    config = dataclasses.replace(config, compute_dtype=compute_dtype)
   image = from_dict(
     ImageConfig, json.loads((folder / "processor.json").read_text()), "processor.json"
   )
@@ -82,15 +80,7 @@ def load(path: str, lora: LoraConfig | None = None, compute_dtype: str | None = 
     params = checkpointer.restore((folder / "params").resolve(), target)
   nnx.replace_by_pure_dict(state, params)
   model = nnx.merge(graphdef, state)
-  return Loaded(with_lora(model, lora) if lora else model, tokenizer, image)
-
-
-def with_lora(model: Sa2VA, lora: LoraConfig, seed: int = 0) -> Sa2VA:
-  """The same model with fresh LoRA adapters on the text layers (B = 0: the same outputs)."""
-  config = dataclasses.replace(model.config, lora=lora)
-  adapted = Sa2VA(config, nnx.Rngs(seed))
-  nnx.update(adapted, nnx.state(model, nnx.Param))
-  return adapted
+  return Loaded(model, tokenizer, image)
 
 
 def save(

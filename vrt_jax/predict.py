@@ -1,6 +1,6 @@
 """python -m vrt_jax.predict: one picture and one question -> prediction.json and overlay.png.
 
-    python -m vrt_jax.predict --image photo.jpg --question "Which key opens the lock?" --out out
+python -m vrt_jax.predict --image photo.jpg --question "Which key opens the lock?" --out out
 """
 
 import dataclasses

@@ -41,6 +41,24 @@ def make_mesh(config: MeshConfig) -> Mesh:
   return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+class CompileCounter:
+  """Counts XLA compilations of this process from its creation on."""
+
+  EVENT = "/jax/core/compile/backend_compile_duration"
+
+  def __init__(self):
+    self.count = 0
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+  def _listen(self, event: str, seconds: float, **metadata: object) -> None:
+    if event == self.EVENT:
+      self.count += 1
+
+  def close(self) -> None:
+    """Stops counting."""
+    jax.monitoring.unregister_event_duration_listener(self._listen)
+
+
 def batch_sharding(mesh: Mesh, batch_axis: int = 0) -> NamedSharding:
   """The batch dimension over the data and fsdp axes."""
   return NamedSharding(mesh, PartitionSpec(*[None] * batch_axis, ("data", "fsdp")))

@@ -143,7 +143,7 @@ def test_command_line_exit_status(tmp_path, data):
   bad = subprocess.run(
     [*command, "--predictions", str(tmp_path / "none.jsonl")], capture_output=True, text=True
   )
-  assert bad.returncode == 1 and bad.stderr.startswith("eval.score: ")
+  assert bad.returncode == 1 and bad.stderr.startswith("error: ")
   assert "Traceback" not in bad.stderr
   settings = config(tmp_path, data, [prediction("a"), prediction("b")])
   good = subprocess.run(

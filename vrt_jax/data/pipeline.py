@@ -129,7 +129,7 @@ def load_keys(path: str, source: TFRecordSource) -> frozenset[str]:
   """Keys of a subset file {"samples": [keys] or {key: ..}}.
 
   Raises:
-    ValueError: the file has another form, or names keys that no record has.
+    ValueError: the file has another form, names no keys, or names keys that no record has.
   """
   if not Path(path).is_file():
     raise ValueError(f"keys file {path} does not exist")
@@ -137,6 +137,8 @@ def load_keys(path: str, source: TFRecordSource) -> frozenset[str]:
     keys = frozenset(json.loads(Path(path).read_text())["samples"])
   except (json.JSONDecodeError, KeyError, TypeError) as error:
     raise ValueError(f'keys file {path} is not of the form {{"samples": [..]}}') from error
+  if not keys:
+    raise ValueError(f"keys file {path} names no keys")
   known = {parse_train(source[i]).key for i in range(len(source))}
   if missing := sorted(keys - known):
     raise ValueError(f"{len(missing)} keys of {path} are in no record, the first is {missing[0]}")

@@ -5,10 +5,12 @@
 A record that cannot be used raises ValueError("reason: detail"); the pipeline counts the reasons.
 """
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int32, UInt8
+from PIL import Image
 
 from vrt_jax.config import DataConfig, ImageConfig, ModelConfig
 from vrt_jax.data.chat import ChatTokenizer, encode_prompt, encode_training
@@ -41,6 +43,14 @@ class Example(Prompt):
   labels: Int32[np.ndarray, "T"]
   seg_positions: Int32[np.ndarray, "M"]
   masks: UInt8[np.ndarray, "M Y X"]
+
+
+def segmentation_of(objects: dict, tag: str) -> dict | list:
+  """The `segmentation` of an object's annotation; ValueError where there is none."""
+  info = objects[tag]
+  if not isinstance(info, dict) or "segmentation" not in info:
+    raise ValueError(f"bad mask: {tag} has no segmentation")
+  return info["segmentation"]
 
 
 def object_mask(
@@ -98,12 +108,8 @@ def make_prompt(
   return prompt, (picture.height, picture.width)
 
 
-def noise_like(picture, image_bytes: bytes):
+def noise_like(picture: Image.Image, image_bytes: bytes) -> Image.Image:
   """A picture of the same size that shows uniform noise, the same for the same bytes."""
-  import zlib
-
-  from PIL import Image
-
   rng = np.random.default_rng(zlib.crc32(image_bytes))
   return Image.fromarray(rng.integers(0, 256, (picture.height, picture.width, 3), np.uint8))
 
@@ -139,7 +145,7 @@ def make_example(
   mask_size = image.grounding_size_px // 4
   small = {
     i: resize_nearest_numpy(
-      object_mask(objects[tags[i]]["segmentation"], image_size, tags[i]), (mask_size, mask_size)
+      object_mask(segmentation_of(objects, tags[i]), image_size, tags[i]), (mask_size, mask_size)
     )
     for i in set(chosen)
   }
@@ -154,9 +160,7 @@ def make_example(
   )
 
 
-def choose_bucket(
-  samples: list[Prompt], buckets: tuple[tuple[int, int], ...]
-) -> tuple[int, int]:
+def choose_bucket(samples: list[Prompt], buckets: tuple[tuple[int, int], ...]) -> tuple[int, int]:
   """The first (tokens, patches) bucket that holds every sample; ValueError where none does."""
   tokens = max(len(s.input_ids) for s in samples)
   patches = max(len(s.patches) for s in samples)
@@ -227,8 +231,7 @@ def collate(
   side = int(model.vision.num_position_embeddings**0.5)
   text, vision, _ = pad_inputs(examples, bucket, tokenizer, image, side)
   labels = [
-    np.pad(e.labels, (0, bucket[0] - len(e.labels)), constant_values=IGNORE_INDEX)
-    for e in examples
+    np.pad(e.labels, (0, bucket[0] - len(e.labels)), constant_values=IGNORE_INDEX) for e in examples
   ]
   targets = Targets(
     labels=np.stack(labels).astype(np.int32),

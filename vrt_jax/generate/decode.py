@@ -1,8 +1,9 @@
 """Prefill and decode under jit: one compiled program for a bucket of prompts.
 
 Prompts are right-padded to Tp slots of the cache; every row writes its i-th new token to slot
-Tp + i. Padding slots are never looked at. At a [SEG] that is an input token, in the prompt or among
-the new tokens, the hidden state before the final norm is kept; a [SEG] that comes out last has none.
+Tp + i. Padding slots are never looked at. At a [SEG] that is an input token, in the prompt or
+among the new tokens, the hidden state before the final norm is kept; a [SEG] that comes out last
+has none.
 """
 
 from functools import partial

@@ -1,5 +1,6 @@
 """Questions about pictures -> texts with masks at picture size, batch by batch."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -91,7 +92,7 @@ class Predictor:
       seg=tokenizer.seg_id,
       end=tokenizer.im_end_id,
       pad=tokenizer.endoftext_id,
-      forbidden=tuple(i for i in tokenizer.never_sample_ids if i < loaded.model.vocab_size),
+      forbidden=tokenizer.never_sample_ids,
     )
 
   def predict(self, requests: Sequence[Request]) -> Iterator[Prediction]:
@@ -153,6 +154,8 @@ class Predictor:
     """Text and masks of one row. A [SEG] that is the last token has a mention but no mask."""
     text = self._loaded.tokenizer.decode(ids)
     found = mentions(text)[: len(low_res)]
+    if not self._thinking:  # there is no <answer> span; every mask answers
+      found = [dataclasses.replace(m, role="answer") for m in found]
     masks = binary_masks(low_res[: len(found)], self._loaded.image.grounding_size_px, image_size)
     return Prediction(
       text=text,
@@ -170,7 +173,5 @@ BUCKET_STEP = 64
 def prompt_bucket(loaded: Loaded, request: Request, thinking: bool) -> tuple[int, int]:
   """The (tokens, patches) that hold one request, rounded up so that few programs are compiled."""
   user_text = evaluation_user_text(request.question, thinking)
-  prompt, _ = make_prompt(
-    request.image, user_text, loaded.tokenizer, loaded.image, inference=True
-  )
+  prompt, _ = make_prompt(request.image, user_text, loaded.tokenizer, loaded.image, inference=True)
   return tuple(-(-len(x) // BUCKET_STEP) * BUCKET_STEP for x in (prompt.input_ids, prompt.patches))

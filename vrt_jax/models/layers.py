@@ -74,9 +74,7 @@ class LoraLinear(Linear):
     if lora.rank:
       uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=1, out_axis=0)
       zeros = nnx.initializers.zeros
-      self.lora_a = param(
-        rngs, (lora.rank, in_features), uniform, ("lora", axes[1]), nnx.LoRAParam
-      )
+      self.lora_a = param(rngs, (lora.rank, in_features), uniform, ("lora", axes[1]), nnx.LoRAParam)
       self.lora_b = param(rngs, (out_features, lora.rank), zeros, (axes[0], "lora"), nnx.LoRAParam)
 
   def __call__(

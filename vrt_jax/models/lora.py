@@ -1,12 +1,35 @@
-"""Folding LoRA adapters into the weights they adapt."""
+"""Adding LoRA adapters to a model, and folding them into the weights they adapt."""
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from vrt_jax.config import LoraConfig
 from vrt_jax.models.sa2va import Sa2VA
+
+
+def add_lora(model: Sa2VA, lora: LoraConfig, seed: int) -> Sa2VA:
+  """The same model with fresh adapters: A uniform in +-1/sqrt(in), B zero, so the same outputs.
+
+  The parameters of `model` are shared, not copied. Source: PEFT's LoraLayer.reset_lora_parameters.
+  """
+  config = dataclasses.replace(model.config, lora=lora)
+  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Sa2VA(config, nnx.Rngs(0))))
+  given = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+  filled = {}
+  for i, (path, variable) in enumerate(nnx.to_flat_state(abstract)):
+    shape = variable.get_value().shape
+    if path in given:
+      filled[path] = given[path]
+    elif path[-1] == "lora_a":
+      key = jax.random.fold_in(jax.random.key(seed), i)
+      bound = shape[-1] ** -0.5
+      filled[path] = variable.replace(jax.random.uniform(key, shape, minval=-bound, maxval=bound))
+    else:
+      filled[path] = variable.replace(jnp.zeros(shape))
+  return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
 def merge_lora(model: Sa2VA) -> Sa2VA:
@@ -30,6 +53,5 @@ def merge_lora(model: Sa2VA) -> Sa2VA:
       update = jnp.einsum("...or,...ri->...oi", b, a) * (lora.alpha / lora.rank)
       value = (value.astype(jnp.float32) + update).astype(value.dtype)
     merged[path] = variable.replace(value)
-  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Sa2VA(config, nnx.Rngs(0))))
-  nnx.update(abstract, nnx.from_flat_state(merged))
-  return nnx.merge(graphdef, abstract)
+  graphdef, _ = nnx.split(nnx.eval_shape(lambda: Sa2VA(config, nnx.Rngs(0))))
+  return nnx.merge(graphdef, nnx.from_flat_state(merged))

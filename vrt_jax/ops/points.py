@@ -6,9 +6,7 @@ from jax import Array
 from jaxtyping import Float, Key
 
 
-def point_sample(
-  maps: Float[Array, "R Y X"], points: Float[Array, "R Q 2"]
-) -> Float[Array, "R Q"]:
+def point_sample(maps: Float[Array, "R Y X"], points: Float[Array, "R Q 2"]) -> Float[Array, "R Q"]:
   """Bilinear values of maps at points (x, y) in [0, 1]^2, zero outside.
 
   Equal to torch's grid_sample(maps, 2 * points - 1, align_corners=False, padding_mode="zeros").

@@ -1,8 +1,8 @@
 """python -m vrt_jax.train: runs a recipe; without arguments, the embedded one.
 
-    python -m vrt_jax.train
-    python -m vrt_jax.train --config configs/photos_smoke.py --data.train 'records-*.tfrecord'
-    python -m vrt_jax.train --workdir runs/mine --optim.learning-rate 1e-4
+python -m vrt_jax.train
+python -m vrt_jax.train --config configs/photos_smoke.py --data.train 'records-*.tfrecord'
+python -m vrt_jax.train --workdir runs/mine --optim.learning-rate 1e-4
 """
 
 import argparse
@@ -18,7 +18,7 @@ def load_recipe(path: Path) -> TrainConfig:
   """The TrainConfig that get_config() of a recipe file returns.
 
   Raises:
-    ValueError: no such file, or it has no get_config() that returns a TrainConfig.
+    ValueError: no such file, not Python, or no get_config() that returns a TrainConfig.
   """
   if not path.is_file():
     raise ValueError(f"recipe {path} does not exist")
@@ -26,7 +26,10 @@ def load_recipe(path: Path) -> TrainConfig:
   if spec is None or spec.loader is None:
     raise ValueError(f"recipe {path} is not a Python file")
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  try:
+    spec.loader.exec_module(module)
+  except SyntaxError as error:
+    raise ValueError(f"recipe {path}, line {error.lineno}: {error.msg}") from error
   if not hasattr(module, "get_config"):
     raise ValueError(f"recipe {path} has no get_config()")
   config = module.get_config()
@@ -37,10 +40,15 @@ def load_recipe(path: Path) -> TrainConfig:
 
 def main() -> None:
   """Parses the command line and trains."""
-  parser = argparse.ArgumentParser(prog="vrt_jax.train", add_help=False)
+  parser = argparse.ArgumentParser(
+    prog="vrt_jax.train", add_help=False, allow_abbrev=False, exit_on_error=False
+  )
   parser.add_argument("--config", type=Path)
   parser.add_argument("--workdir", type=Path)
-  own, rest = parser.parse_known_args(sys.argv[1:])
+  try:
+    own, rest = parser.parse_known_args(sys.argv[1:])
+  except argparse.ArgumentError as error:
+    raise ValueError(f"{error} (see --help)") from None
   if "--help" in rest or "-h" in rest:
     print(__doc__)
   default = load_recipe(own.config) if own.config else TrainConfig()

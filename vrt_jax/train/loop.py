@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import time
 from pathlib import Path
 
 import jax
@@ -11,7 +10,6 @@ import numpy as np
 
 from vrt_jax import evaluate, model_directory
 from vrt_jax.config import TrainConfig
-from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.data.pipeline import BatchIterator
 from vrt_jax.data.records import EvalRecord, read_eval_records
 from vrt_jax.generate.predictor import Predictor
@@ -19,9 +17,10 @@ from vrt_jax.model_directory import Loaded
 from vrt_jax.runtime import make_mesh, put_batch
 from vrt_jax.train.checkpoint import Checkpoints
 from vrt_jax.train.optim import learning_rate_schedule, make_optimizer, trainable_filter
-from vrt_jax.train.setup import base_model, data_patterns, open_workdir
+from vrt_jax.train.setup import base_model, data_patterns, open_workdir, with_adapters
 from vrt_jax.train.sft_step import make_sft_step
 from vrt_jax.train.state import Frozen, TrainState, create_state, parameter_counts
+from vrt_jax.train.step_clock import CompiledOnce, StepClock
 from vrt_jax.train.writer import MetricWriter
 
 
@@ -39,9 +38,10 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
   records = held_out_records(config, eval_pattern)
   mesh = make_mesh(config.mesh)
   loaded = base_model(config)
-  config = dataclasses.replace(config, model=loaded.model.config)
   if records and config.evaluate_base:
     evaluate_once(loaded, records, workdir / "eval" / "base", config, "base model")
+  loaded = with_adapters(loaded, config)
+  config = dataclasses.replace(config, model=loaded.model.config, image=loaded.image)
 
   optimizer = make_optimizer(config.optim)
   state, frozen = create_state(
@@ -76,42 +76,31 @@ def run_steps(
   checkpoints: Checkpoints,
   mesh: jax.sharding.Mesh,
 ) -> TrainState:
-  """The loop: next batch, step, log, save."""
+  """The loop: next batch, step, log, save.
+
+  Raises:
+    RuntimeError: a batch shape that was compiled before is compiled again.
+    FloatingPointError: the loss is not finite.
+  """
   optimizer = make_optimizer(config.optim)
-  step_fn = make_sft_step(optimizer, config.optim, config.sft, state)
+  step_fn = CompiledOnce(make_sft_step(optimizer, config.optim, config.sft, state))
   schedule = learning_rate_schedule(config.optim)
   key = jax.random.key(config.seed)
-  seen_shapes: set[tuple[int, ...]] = set()
-  first = int(state.step)
-  with MetricWriter(workdir, first, config.optim.steps) as writer:
-    clock, tokens = time.perf_counter(), 0.0
-    for step in range(first + 1, config.optim.steps + 1):
+  first, last = int(state.step), config.optim.steps
+  with MetricWriter(workdir, first, last) as writer:
+    clock = StepClock()
+    for step in range(first + 1, last + 1):
       batch = next(batches)
-      shape = (*batch.text.input_ids.shape, batch.vision.pixel_values.shape[1])
       state, metrics = step_fn(state, frozen, put_batch(batch, mesh), key)
-      seen_shapes.add(shape)
-      if step_fn._cache_size() > len(seen_shapes):
-        raise RuntimeError(f"step {step} compiled again for the known batch shape {shape}")
-      tokens += float(batch.text.token_mask.sum())
-      if step % config.log_every == 0 or step == config.optim.steps or step == first + 1:
+      clock.count(batch)
+      if step % config.log_every == 0 or step in (first + 1, last):
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not np.isfinite(values["loss"]):
           raise FloatingPointError(f"the loss of step {step} is {values['loss']}")
-        seconds = time.perf_counter() - clock
-        steps_since = 1 if step == first + 1 else (step - 1) % config.log_every + 1
-        writer.write(
-          step,
-          values
-          | {
-            "learning_rate": float(schedule(step - 1)),
-            "step_seconds": seconds / steps_since,
-            "tokens_per_second": tokens / seconds,
-            "compiles": step_fn._cache_size(),
-          },
-        )
-        clock, tokens = time.perf_counter(), 0.0
+        rates = {"learning_rate": float(schedule(step - 1)), "compiles": step_fn.compiles}
+        writer.write(step, values | rates | clock.read())
       writer.advance()
-      checkpoints.save(state, batches.state(), force=step == config.optim.steps)
+      checkpoints.save(state, batches.state(), force=step == last)
   return state
 
 
@@ -159,11 +148,3 @@ def print_parameters(state: TrainState, frozen: Frozen) -> None:
   print(f"{'module':<36}{'trainable':>14}{'frozen':>14}")
   for name, (trainable, fixed) in counts.items():
     print(f"{name:<36}{trainable:>14,}{fixed:>14,}")
-
-
-def check_tokenizer(tokenizer: ChatTokenizer, vocab_size: int) -> None:
-  """ValueError where the tokenizer has more ids than the model has embeddings."""
-  if tokenizer.vocab_size > vocab_size:
-    raise ValueError(
-      f"the tokenizer has {tokenizer.vocab_size} tokens, the model embeds {vocab_size}"
-    )

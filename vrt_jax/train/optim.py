@@ -6,6 +6,7 @@ import optax
 from flax import nnx
 
 from vrt_jax.config import OptimConfig
+from vrt_jax.models.sam2.prompt_encoder import Buffer
 
 Filter = Callable[[tuple, object], bool]
 
@@ -20,7 +21,7 @@ def trainable_filter(trainable: str) -> Filter:
     ValueError: `trainable` is neither "adapters" nor "all".
   """
   if trainable == "all":
-    return lambda path, variable: isinstance(variable, nnx.Param)
+    return lambda path, variable: not isinstance(variable, Buffer)
   if trainable == "adapters":
     return lambda path, variable: (
       isinstance(variable, nnx.LoRAParam)

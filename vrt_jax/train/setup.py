@@ -7,10 +7,11 @@ from pathlib import Path
 from flax import nnx
 
 from vrt_jax import model_directory
-from vrt_jax.config import TrainConfig
+from vrt_jax.config import LoraConfig, TrainConfig
 from vrt_jax.data.chat import ChatTokenizer, train_bpe
 from vrt_jax.data.shapes import corpus, write_shapes
-from vrt_jax.model_directory import Loaded, with_lora
+from vrt_jax.model_directory import Loaded
+from vrt_jax.models.lora import add_lora
 from vrt_jax.models.sa2va import Sa2VA
 
 CORPUS_SAMPLES = 3000
@@ -70,27 +71,31 @@ def data_patterns(config: TrainConfig, workdir: Path) -> tuple[str, str]:
 
 
 def base_model(config: TrainConfig) -> Loaded:
-  """The model a run starts from: a model directory with fresh adapters, or random weights.
+  """The model a run starts from: a model directory, or random weights.
 
   Raises:
     ValueError: `config.base` is no model directory, or tokenizer and model do not fit.
   """
   if config.base:
-    loaded = model_directory.load(config.base)
-    model = loaded.model
-    if config.model.lora.rank:
-      model = with_lora(model, config.model.lora, config.seed)
-    return dataclasses.replace(loaded, model=model)
+    return model_directory.load(config.base)
   tokenizer = (
-    ChatTokenizer.from_dir(Path(config.tokenizer)) if config.tokenizer else shapes_tokenizer(config)
+    ChatTokenizer.from_dir(config.tokenizer) if config.tokenizer else shapes_tokenizer(config)
   )
   if tokenizer.vocab_size > config.model.text.vocab_size:
     raise ValueError(
       f"the tokenizer has {tokenizer.vocab_size} tokens, model.text.vocab_size is "
       f"{config.model.text.vocab_size}"
     )
-  model = Sa2VA(config.model, nnx.Rngs(config.seed))
-  return Loaded(model, tokenizer, config.image)
+  plain = dataclasses.replace(config.model, lora=LoraConfig())
+  return Loaded(Sa2VA(plain, nnx.Rngs(config.seed)), tokenizer, config.image)
+
+
+def with_adapters(loaded: Loaded, config: TrainConfig) -> Loaded:
+  """The model with fresh LoRA adapters where the recipe has them."""
+  model = loaded.model
+  if config.model.lora.rank:
+    model = add_lora(model, config.model.lora, config.seed)
+  return dataclasses.replace(loaded, model=model)
 
 
 def shapes_tokenizer(config: TrainConfig) -> ChatTokenizer:

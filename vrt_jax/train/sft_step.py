@@ -58,7 +58,7 @@ def split_batch(batch: Batch, parts: int) -> Batch:
   """[B, ..] -> [parts, B / parts, ..] in every array (position_ids keep their leading 3)."""
 
   def split(x: Array, axis: int = 0) -> Array:
-    shape = x.shape[:axis] + (parts, x.shape[axis] // parts) + x.shape[axis + 1 :]
+    shape = (*x.shape[:axis], parts, x.shape[axis] // parts, *x.shape[axis + 1 :])
     return jnp.moveaxis(x.reshape(shape), axis, 0)
 
   position_ids = split(batch.text.position_ids, axis=1)

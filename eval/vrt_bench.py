@@ -1,0 +1,154 @@
+"""VRT-Bench: generates and scores.
+
+    python -m eval.vrt_bench --checkpoint DIR --data 'VRT-Eval/*.tfrecord' --out DIR [--no-thinking]
+
+Writes `ver_evaluation_results.json`, `report.html` and overlay pictures, and prints R-LQ, R-SQ and
+A-mIoU. Greedy decoding; without thinking every mask is an answer, as in the reference
+(vrt_eval_single.py, VERLLMEvaluator).
+"""
+
+import hashlib
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from eval.report import write_report
+from vrt_jax import cli
+from vrt_jax.config import EvalConfig
+from vrt_jax.data.records import EvalRecord, read_eval_records
+from vrt_jax.evaluate import evaluate, headline
+from vrt_jax.generate.predictor import Predictor, Request, prompt_bucket
+from vrt_jax.model_directory import Loaded, load
+
+PATCH_STEP = 256
+"""Patches of a bucket are a multiple of this; tokens, of the predictor's step of 64."""
+MAX_BUCKETS = 4
+"""Programs that are compiled at most."""
+
+Size = tuple[int, int]
+"""(tokens, patches)."""
+
+
+@dataclass(frozen=True)
+class Args:
+  """Generates and scores VRT-Eval records."""
+
+  data: str
+  """Path or glob of the VRT-Eval TFRecord files."""
+  out: Path
+  """Folder for the results file, the report and the pictures."""
+  checkpoint: str = "shapes"
+  """Model directory; the shipped shapes model where left out."""
+  no_thinking: bool = False
+  """Ask for the answers without a reasoning trace; every mask is an answer."""
+  max_new_tokens: int = 2048
+  max_masks: int = 64
+  """[SEG] a text whose masks are kept."""
+  batch_size: int = 1
+  num_samples: int = 0
+  """Records that are scored, from the first; 0 for all."""
+  pictures: int = 20
+  """Overlays of the first samples, and pictures of the worst ones in the report."""
+
+
+def choose_buckets(sizes: Sequence[Size], max_buckets: int) -> tuple[Size, ...]:
+  """At most `max_buckets` nested (tokens, patches), ascending, that hold all `sizes`.
+
+  Starts with one bucket a patch count and merges the neighbours whose merger pads the fewest
+  patches. Example: (64, 256) nine times, (64, 512), (128, 1024) -> ((64, 256), (128, 1024)) for two
+  buckets: one sample pads 512 patches, where nine would pad 256 each.
+  """
+  tokens: dict[int, int] = {}
+  counts: dict[int, int] = {}
+  for num_tokens, num_patches in sizes:
+    tokens[num_patches] = max(num_tokens, tokens.get(num_patches, 0))
+    counts[num_patches] = counts.get(num_patches, 0) + 1
+  while len(counts) > max_buckets:
+    patches = sorted(counts)
+    padding = [counts[a] * (b - a) for a, b in itertools.pairwise(patches)]
+    i = padding.index(min(padding))
+    small, large = patches[i], patches[i + 1]
+    counts[large] += counts.pop(small)
+    tokens[large] = max(tokens[large], tokens.pop(small))
+  buckets, largest = [], 0
+  for num_patches in sorted(counts):
+    largest = max(largest, tokens[num_patches])
+    buckets.append((largest, num_patches))
+  return tuple(buckets)
+
+
+def prompt_sizes(loaded: Loaded, records: Sequence[EvalRecord], thinking: bool) -> list[Size]:
+  """Rounded (tokens, patches) of every prompt.
+
+  Raises:
+    ValueError: names the sample whose picture or question cannot be used.
+  """
+  sizes = []
+  for record in tqdm(records, desc="prompts", unit="sample"):
+    try:
+      num_tokens, num_patches = prompt_bucket(
+        loaded, Request(record.image, record.question), thinking
+      )
+    except ValueError as error:
+      raise ValueError(f"sample {record.key}: {error}") from error
+    sizes.append((num_tokens, -(-num_patches // PATCH_STEP) * PATCH_STEP))
+  return sizes
+
+
+def bench(args: Args) -> dict[str, Any]:
+  """Generates, scores and writes; returns the content of the results file.
+
+  Raises:
+    ValueError: the model directory, the data or a record cannot be used.
+  """
+  thinking = not args.no_thinking
+  records = list(read_eval_records(args.data))[: args.num_samples or None]
+  loaded = load(args.checkpoint)
+  sizes = prompt_sizes(loaded, records, thinking)
+  config = EvalConfig(
+    batch_size=min(args.batch_size, len(records)),
+    max_new_tokens=args.max_new_tokens,
+    max_masks=args.max_masks,
+    prompt_buckets=choose_buckets(sizes, MAX_BUCKETS),
+    num_samples=args.num_samples,
+    num_pictures=args.pictures,
+  )
+  order = sorted(range(len(records)), key=lambda i: (sizes[i][1], sizes[i][0], i))
+  results = evaluate(
+    Predictor(loaded, config, thinking=thinking),
+    records,
+    args.out,
+    config,
+    thinking=thinking,
+    order=order,
+    config_hash=settings_hash(loaded, config, thinking),
+    model_path=args.checkpoint,
+    description="generate",
+  )
+  images = {record.key: record.image for record in records}
+  write_report(results, args.out, images, max_pictures=args.pictures)
+  return results
+
+
+def settings_hash(loaded: Loaded, config: EvalConfig, thinking: bool) -> str:
+  """Short hash of the model's configuration, its preprocessing and the evaluation's settings."""
+  parts = [asdict(loaded.model.config), asdict(loaded.image), asdict(config), thinking]
+  return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def main() -> None:
+  """Command line."""
+  args = cli.parse(Args, sys.argv[1:], "python -m eval.vrt_bench")
+  results = bench(args)
+  print(f"{headline(results)}  ({results['total_samples']} samples)")
+  print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,213 @@
+"""The stream of training batches: order, resume, dropped records, subsets, broken files."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from vrt_jax.config import DataConfig, ImageConfig, TrainConfig
+from vrt_jax.data.chat import ChatTokenizer
+from vrt_jax.data.pipeline import BatchIterator, DropCounter, Dropped, load_keys
+from vrt_jax.data.records import (
+  TFRecordSource,
+  TFRecordWriter,
+  TrainRecord,
+  serialize_eval,
+  serialize_train,
+)
+from vrt_jax.ops.masks import encode_rle
+from vrt_jax.types import Batch
+
+GOOD = 8
+
+
+@pytest.fixture(scope="module")
+def records_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+  path = tmp_path_factory.mktemp("records") / "train.tfrecord"
+  return tiny.write_train(path, [tiny.train_record(i) for i in range(GOOD)])
+
+
+def config(seed: int = 0, **data: object) -> TrainConfig:
+  base = tiny.train_config(seed=seed)
+  return dataclasses.replace(base, data=dataclasses.replace(base.data, **data))
+
+
+def stream(pattern: str, seed: int = 0, **data: object) -> BatchIterator:
+  return BatchIterator(config(seed, **data), pattern, tiny.tokenizer())
+
+
+def take(batches: BatchIterator, count: int) -> list[Batch]:
+  return list(itertools.islice(batches, count))
+
+
+def assert_equal(first: Sequence[Batch], second: Sequence[Batch]) -> None:
+  assert len(first) == len(second)
+  jax.tree.map(np.testing.assert_array_equal, list(first), list(second))
+
+
+def pictures(batches: Sequence[Batch]) -> list[int]:
+  """A number for each sample's picture, to tell samples apart."""
+  return [int(image.astype(np.int64).sum()) for b in batches for image in b.grounding_image]
+
+
+def test_a_seed_fixes_order_and_choices(records_file: str):
+  first = take(stream(records_file), 6)
+  assert_equal(first, take(stream(records_file, read_threads=4), 6))
+  other = take(stream(records_file, seed=1), 6)
+  assert pictures(first) != pictures(other)
+
+
+def test_every_record_comes_once_an_epoch_in_a_new_order(records_file: str):
+  seen = pictures(take(stream(records_file), GOOD))  # two epochs of 8 records, 2 a batch
+  first, second = seen[:GOOD], seen[GOOD:]
+  assert len(set(first)) == GOOD
+  assert sorted(first) == sorted(second)
+  assert first != second
+
+
+def test_resume_gives_the_next_batches(records_file: str):
+  straight = stream(records_file)
+  take(straight, 5)
+  state = json.loads(json.dumps(straight.state()))
+  expected = take(straight, 4)
+  resumed = stream(records_file)
+  resumed.restore(state)
+  assert resumed.drops.read == 10
+  assert_equal(expected, take(resumed, 4))
+  assert pictures(expected) != pictures(take(stream(records_file), 4))  # a fresh start differs
+
+
+def bad_records() -> list[TrainRecord]:
+  """One record for each of four reasons."""
+  good = tiny.train_record(0)
+  objects = good.annotation["original_annotation"]["objects_anns"]
+  wrong = {"segmentation": encode_rle(np.ones((7, 7)))}
+  return [
+    TrainRecord("corrupt", good.image[:300], good.annotation),
+    tiny.with_annotation(good, "none", generated_ver_data={"candidates": []}),
+    tiny.with_annotation(good, "tag", original_annotation={"objects_anns": {"<obj99>": wrong}}),
+    tiny.with_annotation(
+      good, "size", original_annotation={"objects_anns": dict.fromkeys(objects, wrong)}
+    ),
+  ]
+
+
+def test_bad_records_are_dropped_and_counted_by_reason(tmp_path: Path):
+  good = [tiny.train_record(i) for i in range(4)]
+  path = tiny.write_train(tmp_path / "mixed.tfrecord", good + bad_records())
+  batches = stream(path, max_bad_share=0.6)
+  seen = pictures(take(batches, 8))  # 16 good samples: four epochs of 4 good, 4 bad
+  assert len(set(seen)) == 4
+  reasons = batches.state()["drops"]["reasons"]
+  assert set(reasons) == {"corrupt image", "no candidates", "unknown tag", "mask size"}
+  assert all(3 <= count <= 4 for count in reasons.values())
+  assert batches.drops.read == 16 + sum(reasons.values())
+
+
+def test_too_many_bad_records_stop_the_run_with_one_line(tmp_path: Path):
+  good = [tiny.train_record(i) for i in range(4)]
+  path = tiny.write_train(tmp_path / "mixed.tfrecord", good + bad_records())
+  with pytest.raises(ValueError, match=r"training records are unusable \(limit 5%") as error:
+    take(stream(path), 40)
+  assert "\n" not in str(error.value)
+  assert "mask size" in str(error.value)
+
+
+def test_drop_counter_waits_for_enough_records():
+  counter = DropCounter(0.05)
+  assert not counter(Dropped("corrupt image"))
+  for _ in range(18):
+    assert counter("an example")
+  assert counter("an example")  # 1 of 20 is the limit, not above it
+  with pytest.raises(ValueError, match="2 of 21"):
+    counter(Dropped("mask size"))
+  copy = DropCounter(0.05)
+  copy.restore(json.loads(json.dumps(counter.state())))
+  assert copy.state() == counter.state()
+
+
+def write_keys(path: Path, content: object) -> str:
+  path.write_text(json.dumps(content))
+  return str(path)
+
+
+@pytest.mark.parametrize("form", [list, dict.fromkeys])
+def test_a_keys_file_selects_records(records_file: str, tmp_path: Path, form):
+  keys = write_keys(tmp_path / "keys.json", {"samples": form(["train_2", "train_5"])})
+  batches = stream(records_file, keys=keys)
+  seen = pictures(take(batches, 4))
+  assert len(set(seen)) == 2
+  assert sorted(seen[:2]) == sorted(seen[2:4])
+  assert batches.drops.state() == {"read": 8, "reasons": {}}
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    ({"samples": ["train_0", "nope", "never"]}, "2 keys of .* are in no record.*never"),
+    ({"samples": []}, "names no keys"),
+    ({"keys": []}, 'not of the form {"samples"'),
+    (["train_0"], 'not of the form {"samples"'),
+  ],
+)
+def test_bad_keys_files(records_file: str, tmp_path: Path, content: object, message: str):
+  keys = write_keys(tmp_path / "keys.json", content)
+  with pytest.raises(ValueError, match=message):
+    stream(records_file, keys=keys)
+
+
+def test_keys_file_missing_or_not_json(records_file: str, tmp_path: Path):
+  source = TFRecordSource(records_file)
+  with pytest.raises(ValueError, match="does not exist"):
+    load_keys(str(tmp_path / "none.json"), source)
+  (tmp_path / "text.json").write_text("hello")
+  with pytest.raises(ValueError, match="not of the form"):
+    load_keys(str(tmp_path / "text.json"), source)
+
+
+def test_broken_record_files(records_file: str, tmp_path: Path):
+  data = Path(records_file).read_bytes()
+  (tmp_path / "cut.tfrecord").write_bytes(data[:-10])
+  with pytest.raises(ValueError, match=r"truncated record in .*cut.tfrecord at byte"):
+    stream(str(tmp_path / "cut.tfrecord"))
+  flipped = bytearray(data)
+  flipped[500] ^= 1
+  (tmp_path / "flip.tfrecord").write_bytes(flipped)
+  with pytest.raises(ValueError, match=r"corrupt data checksum in .*flip.tfrecord at byte 0"):
+    take(stream(str(tmp_path / "flip.tfrecord")), 4)
+  with pytest.raises(ValueError, match="no file matches"):
+    stream(str(tmp_path / "absent-*.tfrecord"))
+
+
+def test_a_record_of_another_layout_is_counted(tmp_path: Path):
+  path = tmp_path / "mixed.tfrecord"
+  with TFRecordWriter(path) as writer:
+    writer.write(serialize_train(tiny.train_record(0)))
+    writer.write(serialize_eval(tiny.eval_record(0)))
+  batches = stream(str(path), max_bad_share=0.6)
+  take(batches, 2)
+  assert set(batches.drops.reasons) == {"missing feature"}
+
+
+def test_real_photos(shared_data: Path):
+  base = config()
+  real = dataclasses.replace(
+    base,
+    image=ImageConfig(patch_size=16, min_pixels=401408, max_pixels=1605632, grounding_size_px=1024),
+    data=DataConfig(buckets=((8192, 6400),), num_objects=5, read_threads=1),
+    optim=dataclasses.replace(base.optim, batch_size=1),
+  )
+  tokenizer = ChatTokenizer.from_dir(shared_data / "qwen3-tokenizer")
+  batches = BatchIterator(real, str(shared_data / "photos" / "photos_train.tfrecord"), tokenizer)
+  batch = next(batches)
+  assert batch.text.input_ids.shape == (1, 8192)
+  assert batch.vision.pixel_values.shape == (1, 6400, 1536)
+  assert batch.grounding_image.shape == (1, 1024, 1024, 3)
+  assert batch.targets.masks.shape == (1, 5, 256, 256)
+  assert not batches.drops.reasons

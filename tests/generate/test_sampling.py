@@ -1,0 +1,75 @@
+"""Greedy choice, temperature and top-p on literal probabilities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vrt_jax.generate.sampling import Sampling, sample
+
+PROBS = np.array([0.05, 0.5, 0.15, 0.3], np.float32)
+NONE = jnp.zeros(4, bool)
+
+
+def frequencies(
+  sampling: Sampling, forbidden: jax.Array = NONE, probs: np.ndarray = PROBS
+) -> np.ndarray:
+  rows = jnp.tile(jnp.log(jnp.asarray(probs)), (4000, 1))
+  tokens = sample(jax.random.key(0), rows, sampling, forbidden)
+  assert tokens.dtype == jnp.int32
+  return np.bincount(tokens, minlength=4) / 4000
+
+
+def test_greedy_takes_the_best_allowed_token():
+  logits = jnp.asarray([[0.1, 3.0, 2.0, -1.0], [5.0, 0.0, 0.0, 0.0]])
+  key = jax.random.key(0)
+  assert sample(key, logits, Sampling(), NONE).tolist() == [1, 0]
+  assert sample(key, logits, Sampling(), NONE.at[1].set(True)).tolist() == [2, 0]
+
+
+def test_temperature_one_draws_from_the_distribution():
+  np.testing.assert_allclose(frequencies(Sampling(1.0)), PROBS, atol=0.03)
+
+
+def test_temperature_flattens():
+  flat = np.sqrt(PROBS) / np.sqrt(PROBS).sum()
+  np.testing.assert_allclose(frequencies(Sampling(2.0)), flat, atol=0.03)
+
+
+@pytest.mark.parametrize(
+  ("top_p", "nucleus"),
+  [
+    (0.45, [1]),
+    (0.7, [1, 3]),  # 0.5 is not enough, 0.5 + 0.3 is
+    (0.9, [1, 2, 3]),
+    (1.0, [0, 1, 2, 3]),
+    (1e-6, [1]),  # the best token always stays
+  ],
+)
+def test_top_p_keeps_the_nucleus_in_proportion(top_p: float, nucleus: list[int]):
+  expected = np.zeros(4)
+  expected[nucleus] = PROBS[nucleus] / PROBS[nucleus].sum()
+  got = frequencies(Sampling(1.0, top_p))
+  assert set(np.flatnonzero(got)) == set(nucleus)
+  np.testing.assert_allclose(got, expected, atol=0.03)
+
+
+def test_temperature_comes_before_top_p():
+  # square roots: 0.12, 0.38, 0.21, 0.29; the untempered nucleus of 0.7 would be [1, 3]
+  assert set(np.flatnonzero(frequencies(Sampling(2.0, 0.7)))) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("sampling", [Sampling(5.0), Sampling(1.2, 0.9)])
+def test_forbidden_tokens_are_never_drawn_and_do_not_fill_the_nucleus(sampling: Sampling):
+  forbidden = NONE.at[jnp.asarray([1, 3])].set(True)
+  got = frequencies(sampling, forbidden)
+  assert set(np.flatnonzero(got)) == {0, 2}
+
+
+def test_rows_and_keys_are_independent():
+  rows = jnp.zeros((64, 50))
+  none = jnp.zeros(50, bool)
+  first = sample(jax.random.key(0), rows, Sampling(1.0), none)
+  assert len(set(first.tolist())) > 20
+  np.testing.assert_array_equal(first, sample(jax.random.key(0), rows, Sampling(1.0), none))
+  assert (first != sample(jax.random.key(1), rows, Sampling(1.0), none)).any()

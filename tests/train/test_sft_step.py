@@ -1,0 +1,161 @@
+"""The SFT step: one compilation, a falling loss, frozen parameters, accumulation, exact resume."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests import tiny
+from vrt_jax.config import MeshConfig, SftLossConfig, TrainConfig
+from vrt_jax.data.pipeline import BatchIterator
+from vrt_jax.runtime import make_mesh, put_batch
+from vrt_jax.train.checkpoint import Checkpoints
+from vrt_jax.train.optim import make_optimizer, trainable_filter
+from vrt_jax.train.sft_step import make_sft_step, sft_gradients, split_batch
+from vrt_jax.train.state import Frozen, TrainState, create_state
+from vrt_jax.types import Batch
+
+CONFIG = tiny.train_config()
+KEY = jax.random.key(0)
+
+
+@functools.cache
+def mesh() -> jax.sharding.Mesh:
+  return make_mesh(MeshConfig())
+
+
+def fresh(config: TrainConfig = CONFIG) -> tuple[TrainState, Frozen]:
+  """A new state of the same random model: the step donates its arrays."""
+  optimizer = make_optimizer(config.optim)
+  return create_state(
+    tiny.random_model(config.model), optimizer, trainable_filter(config.optim.trainable), mesh()
+  )
+
+
+@functools.cache
+def step_function():
+  """The one compiled step of these tests."""
+  return make_sft_step(make_optimizer(CONFIG.optim), CONFIG.optim, CONFIG.sft, fresh()[0])
+
+
+def values(state: nnx.State) -> dict[tuple, np.ndarray]:
+  return {path: np.array(v.get_value()) for path, v in nnx.to_flat_state(state)}
+
+
+def train(state: TrainState, frozen: Frozen, batches: list[Batch]) -> tuple[TrainState, list[dict]]:
+  history = []
+  for batch in batches:
+    state, metrics = step_function()(state, frozen, put_batch(batch, mesh()), KEY)
+    history.append({name: float(value) for name, value in metrics.items()})
+  return state, history
+
+
+def test_loss_falls_on_one_batch_with_one_compilation_and_frozen_parameters_stay():
+  state, frozen = fresh()
+  before, fixed = values(state.trainable), values(frozen.params)
+  state, history = train(state, frozen, [tiny.batch()] * 30)
+  assert step_function()._cache_size() == 1
+  assert int(state.step) == 30
+  for name in ("loss", "loss/text", "loss/mask_bce"):
+    assert history[-1][name] < 0.9 * history[0][name], name
+  assert all(np.isfinite(list(metrics.values())).all() for metrics in history)
+  after = values(state.trainable)
+  for path, value in values(frozen.params).items():
+    np.testing.assert_array_equal(value, fixed[path])
+  assert all(not np.array_equal(after[path], before[path]) for path in before)
+
+
+def test_only_adapters_and_the_two_heads_train_and_have_optimizer_state():
+  state, frozen = fresh()
+  trained, fixed = set(values(state.trainable)), set(values(frozen.params))
+  assert not trained & fixed
+  for path in trained:
+    assert (
+      path[-1] in ("lora_a", "lora_b")
+      or path[0] == "text_hidden_fcs"
+      or path[:2] == ("sam2", "mask_decoder")
+    ), path
+  for path in fixed:
+    assert path[-1] not in ("lora_a", "lora_b")
+    assert path[0] != "text_hidden_fcs"
+    assert path[:2] != ("sam2", "mask_decoder")
+  count = sum(v.size for v in values(state.trainable).values())
+  moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
+  assert moments == 2 * count
+
+
+def test_metrics_are_the_weighted_parts():
+  state, frozen = fresh()
+  _, (metrics,) = train(state, frozen, [tiny.batch()])
+  parts = metrics["loss/text"] + 2.0 * metrics["loss/mask_bce"] + 0.5 * metrics["loss/mask_dice"]
+  assert metrics["loss"] == pytest.approx(parts, rel=1e-5)
+  assert metrics["tokens"] == tiny.batch().text.token_mask.sum()
+  assert metrics["grad_norm"] > 0
+  assert 4 < metrics["loss/text"] < 60  # random weights; log(512) = 6.2 is the uniform guess
+
+
+def test_split_batch_keeps_samples_together():
+  batch = tiny.batch(4)
+  parts = split_batch(jax.tree.map(jnp.asarray, batch), 2)
+  for part in range(2):
+    rows = slice(2 * part, 2 * part + 2)
+    np.testing.assert_array_equal(parts.text.input_ids[part], batch.text.input_ids[rows])
+    np.testing.assert_array_equal(parts.text.position_ids[part], batch.text.position_ids[:, rows])
+    np.testing.assert_array_equal(parts.targets.masks[part], batch.targets.masks[rows])
+    np.testing.assert_array_equal(parts.vision.pixel_values[part], batch.vision.pixel_values[rows])
+
+
+def test_two_parts_equal_one_part():
+  """Text loss alone: the points of the mask losses are drawn anew in every part."""
+  loss = SftLossConfig(bce_weight=0.0, dice_weight=0.0, num_points=16)
+  state, frozen = fresh()
+  lengths = tiny.batch().text.token_mask.sum(1)
+  assert lengths[0] != lengths[1]  # a mean of the parts' means would differ
+  results = []
+  for parts in (1, 2):
+    optim = dataclasses.replace(CONFIG.optim, accumulation_steps=parts)
+    run = jax.jit(functools.partial(sft_gradients, optim=optim, loss=loss))
+    results.append(run(state, frozen, jax.tree.map(jnp.asarray, tiny.batch()), KEY))
+  (one, one_metrics), (two, two_metrics) = results
+  for name in ("loss", "loss/text"):
+    np.testing.assert_allclose(two_metrics[name], one_metrics[name], rtol=1e-5)
+  np.testing.assert_allclose(two_metrics["loss/mask_bce"], one_metrics["loss/mask_bce"], rtol=0.5)
+  largest = max(np.abs(v).max() for v in values(one).values())
+  assert largest > 0
+  for path, value in values(one).items():
+    np.testing.assert_allclose(values(two)[path], value, rtol=1e-4, atol=1e-5 * largest)
+
+
+def test_resume_equals_straight_bit_for_bit(tmp_path: Path):
+  pattern = tiny.write_train(tmp_path / "train.tfrecord", [tiny.train_record(i) for i in range(6)])
+
+  def stream() -> BatchIterator:
+    return BatchIterator(CONFIG, pattern, tiny.tokenizer())
+
+  state, frozen = fresh()
+  batches = stream()
+  straight, history = train(state, frozen, [next(batches) for _ in range(4)])
+
+  state, frozen = fresh()
+  batches = stream()
+  state, first = train(state, frozen, [next(batches) for _ in range(2)])
+  checkpoints = Checkpoints(tmp_path, every=1, keep=1)
+  checkpoints.save(state, batches.state())
+  checkpoints.close()
+
+  state, frozen = fresh()
+  batches = stream()
+  checkpoints = Checkpoints(tmp_path, every=1, keep=1)
+  state, data_state = checkpoints.restore(state)
+  checkpoints.close()
+  batches.restore(data_state)
+  assert int(state.step) == 2
+  resumed, second = train(state, frozen, [next(batches) for _ in range(2)])
+  assert first + second == history
+  jax.tree.map(np.testing.assert_array_equal, resumed, straight)
+  assert step_function()._cache_size() == 1

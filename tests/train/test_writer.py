@@ -1,0 +1,44 @@
+"""metrics.jsonl: one object a line, continued without repeats."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vrt_jax.train.writer import MetricWriter, drop_lines_from
+
+
+def steps(path: Path) -> list[int]:
+  return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_lines_tensorboard_and_bar(tmp_path: Path, capsys: pytest.CaptureFixture):
+  with MetricWriter(tmp_path, 0, 2) as writer:
+    for step in (1, 2):
+      writer.write(step, {"loss": 1.5 / step, "grad_norm": 2.0})
+      writer.advance()
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert lines == [
+    {"step": 1, "loss": 1.5, "grad_norm": 2.0},
+    {"step": 2, "loss": 0.75, "grad_norm": 2.0},
+  ]
+  assert list((tmp_path / "tensorboard").iterdir())
+  assert "2/2" in capsys.readouterr().err
+
+
+def test_a_resumed_run_writes_later_steps_again_once(tmp_path: Path):
+  with MetricWriter(tmp_path, 0, 4) as writer:
+    for step in (1, 2, 3):
+      writer.write(step, {"loss": 1.0})
+  path = tmp_path / "metrics.jsonl"
+  with path.open("a") as file:
+    file.write('{"step": 4, "lo')  # killed while it wrote
+  with MetricWriter(tmp_path, 2, 4) as writer:
+    for step in (3, 4):
+      writer.write(step, {"loss": 2.0})
+  assert steps(path) == [1, 2, 3, 4]
+
+
+def test_drop_lines_of_a_missing_file_makes_none(tmp_path: Path):
+  drop_lines_from(tmp_path / "metrics.jsonl", 3)
+  assert not list(tmp_path.iterdir())
