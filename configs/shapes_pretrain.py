@@ -25,13 +25,15 @@ def get_config() -> TrainConfig:
       num_objects=5,
     ),
     optim=OptimConfig(
-      learning_rate=1.2e-3,
+      learning_rate=1.5e-3,
       betas=(0.9, 0.98),
       batch_size=16,
-      steps=1900,
+      steps=1700,
       trainable="all",
     ),
-    sft=SftLossConfig(dice_weight=1.0, num_points=576),
+    sft=SftLossConfig(
+      dice_weight=5.0, num_points=800, oversample_ratio=1.0, importance_share=0.0
+    ),
     evaluate_base=False,
     checkpoint_every=250,
   )

@@ -24,10 +24,15 @@ class Buffer(nnx.Param):
 
 
 class Tokens(nnx.Module):
-  """A table of K learned tokens, weight [K, D], standard normal at the start."""
+  """A table of K learned tokens, weight [K, D].
+
+  They start small, so that at first the prompt decides what the tokens say: the decoder's first
+  block replaces each token by a mean over all of them, in which a prompt among standard-normal
+  tokens (the reference's start) is lost, and training from random weights stalls for long.
+  """
 
   def __init__(self, num_tokens: int, features: int, rngs: nnx.Rngs):
-    init = nnx.initializers.normal(1.0)
+    init = nnx.initializers.normal(0.02)
     self.weight = param(rngs, (num_tokens, features), init, (None, None))
 
 
