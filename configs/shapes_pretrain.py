@@ -31,9 +31,7 @@ def get_config() -> TrainConfig:
       steps=1700,
       trainable="all",
     ),
-    sft=SftLossConfig(
-      dice_weight=5.0, num_points=800, oversample_ratio=1.0, importance_share=0.0
-    ),
+    sft=SftLossConfig(dice_weight=5.0, num_points=800, oversample_ratio=1.0, importance_share=0.0),
     evaluate_base=False,
     checkpoint_every=250,
   )

@@ -16,6 +16,7 @@ import shutil
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ from vrt_jax.config import ImageConfig, ModelConfig, from_dict
 from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.models.lora import merge_lora
 from vrt_jax.models.sa2va import Sa2VA
+
+T = TypeVar("T")
 
 SHIPPED = {"shapes": "shapes_base"}
 """Names that stand for a model directory inside the package."""
@@ -47,8 +50,9 @@ def resolve(path: str) -> Path:
     ValueError: it is no model directory.
   """
   if path in SHIPPED:
-    return Path(str(resources.files("vrt_jax") / "assets" / SHIPPED[path]))
-  folder = Path(path)
+    folder = Path(str(resources.files("vrt_jax") / "assets" / SHIPPED[path]))
+  else:
+    folder = Path(path)
   for part in ("config.json", "processor.json", "tokenizer/tokenizer.json", "params"):
     if not (folder / part).exists():
       raise ValueError(f"{folder} is not a model directory: it has no {part}")
@@ -67,17 +71,18 @@ def load(path: str) -> Loaded:
     ValueError: not a model directory, or one whose parameters have other shapes.
   """
   folder = resolve(path)
-  config = from_dict(ModelConfig, json.loads((folder / "config.json").read_text()), "config.json")
-  image = from_dict(
-    ImageConfig, json.loads((folder / "processor.json").read_text()), "processor.json"
-  )
+  config = read_json(folder / "config.json", ModelConfig)
+  image = read_json(folder / "processor.json", ImageConfig)
   tokenizer = ChatTokenizer.from_dir(folder / "tokenizer")
   graphdef, state = nnx.split(abstract_model(config))
   target = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), nnx.to_pure_dict(state)
   )
   with ocp.StandardCheckpointer() as checkpointer:
-    params = checkpointer.restore((folder / "params").resolve(), target)
+    try:
+      params = checkpointer.restore((folder / "params").resolve(), target)
+    except (ValueError, FileNotFoundError) as error:
+      raise ValueError(f"{folder / 'params'} does not fit {folder / 'config.json'}") from error
   nnx.replace_by_pure_dict(state, params)
   model = nnx.merge(graphdef, state)
   return Loaded(model, tokenizer, image)
@@ -102,6 +107,15 @@ def save(
   if path.exists():
     shutil.rmtree(path)
   os.replace(temporary, path)
+
+
+def read_json(path: Path, cls: type[T]) -> T:
+  """Reads a configuration dataclass; ValueError names the file that is not JSON or does not fit."""
+  try:
+    values = json.loads(path.read_text())
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise ValueError(f"{path} is not JSON: {error}") from error
+  return from_dict(cls, values, str(path))
 
 
 def write_json(path: Path, config: object) -> None:

@@ -15,10 +15,11 @@ from vrt_jax.data.records import TFRecordSource, parse_eval, parse_train
 from vrt_jax.train import setup
 from vrt_jax.train.setup import (
   base_model,
+  check_workdir,
   data_patterns,
   first_difference,
-  open_workdir,
   with_adapters,
+  write_config,
 )
 
 CONFIG = tiny.train_config()
@@ -26,16 +27,19 @@ CONFIG = tiny.train_config()
 
 def test_workdir_records_the_configuration_and_refuses_another(tmp_path: Path):
   workdir = tmp_path / "runs" / "one"
-  open_workdir(CONFIG, workdir)
+  check_workdir(CONFIG, workdir)  # not there yet
+  write_config(CONFIG, workdir)
   recorded = json.loads((workdir / "config.json").read_text())
   assert recorded["optim"]["learning_rate"] == 1e-2
   assert recorded["data"]["buckets"] == [[384, 64]]
-  open_workdir(CONFIG, workdir)  # the same run goes on
+  check_workdir(CONFIG, workdir)  # the same run goes on
   other = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, learning_rate=2e-2))
   message = r"one holds a run with optim.learning_rate = 0.01, not 0.02: choose another --workdir"
   with pytest.raises(ValueError, match=message):
-    open_workdir(other, workdir)
-  assert json.loads((workdir / "config.json").read_text()) == recorded
+    check_workdir(other, workdir)
+  (workdir / "config.json").write_text("{")
+  with pytest.raises(ValueError, match="config.json is not JSON"):
+    check_workdir(CONFIG, workdir)
 
 
 def test_first_difference():

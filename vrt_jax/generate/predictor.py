@@ -133,8 +133,9 @@ class Predictor:
     out = jax.device_get(out)
     for i, image_size in enumerate(image_sizes):
       ids = out.tokens[i, : out.lengths[i]].tolist()
-      count = min(int(out.num_segs[i]), self._config.max_masks)
-      yield self._prediction(ids, out.low_res_masks[i, :count], out.iou_pred[i, :count], image_size)
+      asked = int(np.sum(prompts[i].input_ids == self._ids.seg))  # [SEG] of the question itself
+      rows = slice(asked, int(out.num_segs[i]))
+      yield self._prediction(ids, out.low_res_masks[i, rows], out.iou_pred[i, rows], image_size)
 
   def _inputs(self, prompts: list[Prompt]) -> GenerationInputs:
     """Padded inputs; a short last batch is filled with copies of its first prompt."""

@@ -22,16 +22,19 @@ class Checkpoints:
     """The newest complete checkpoint, None without one."""
     return self._manager.latest_step()
 
-  def save(self, state: TrainState, data_state: dict, force: bool = False) -> None:
-    """Saves when the step is due (or `force`)."""
+  def due(self, step: int) -> bool:
+    """Whether a checkpoint of this step is to be saved."""
+    return self._manager.should_save(step)
+
+  def save(self, state: TrainState, data_state: dict) -> None:
+    """Saves a state and the data position that goes with it; a step that is there stays."""
     step = int(state.step)
     if self._manager.latest_step() == step:
       return
     args = ocp.args.Composite(
-      state=ocp.args.StandardSave(to_pure(state)),
-      data=ocp.args.JsonSave(data_state),
+      state=ocp.args.StandardSave(to_pure(state)), data=ocp.args.JsonSave(data_state)
     )
-    self._manager.save(step, args=args, force=force)
+    self._manager.save(step, args=args, force=True)
 
   def restore(self, state: TrainState) -> tuple[TrainState, dict]:
     """The newest checkpoint, in the shapes, dtypes and shardings of `state`."""

@@ -13,11 +13,19 @@ from vrt_jax.config import TrainConfig
 from vrt_jax.data.pipeline import BatchIterator
 from vrt_jax.data.records import EvalRecord, read_eval_records
 from vrt_jax.generate.predictor import Predictor
+from vrt_jax.metrics.results import RESULTS_FILE
 from vrt_jax.model_directory import Loaded
+from vrt_jax.models.lora import merge_lora
 from vrt_jax.runtime import make_mesh, put_batch
 from vrt_jax.train.checkpoint import Checkpoints
 from vrt_jax.train.optim import learning_rate_schedule, make_optimizer, trainable_filter
-from vrt_jax.train.setup import base_model, data_patterns, open_workdir, with_adapters
+from vrt_jax.train.setup import (
+  base_model,
+  check_workdir,
+  data_patterns,
+  with_adapters,
+  write_config,
+)
 from vrt_jax.train.sft_step import make_sft_step
 from vrt_jax.train.state import Frozen, TrainState, create_state, parameter_counts
 from vrt_jax.train.step_clock import CompiledOnce, StepClock
@@ -33,38 +41,43 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
   Raises:
     ValueError: one line that says what is wrong with the configuration, the data or the workdir.
   """
-  open_workdir(config, workdir)
+  check_workdir(config, workdir)
   train_pattern, eval_pattern = data_patterns(config, workdir)
   records = held_out_records(config, eval_pattern)
   mesh = make_mesh(config.mesh)
   loaded = base_model(config)
+  resolved = dataclasses.replace(
+    config,
+    model=dataclasses.replace(loaded.model.config, lora=config.model.lora),
+    image=loaded.image,
+  )
+  batches = BatchIterator(resolved, train_pattern, loaded.tokenizer)
+  write_config(config, workdir)
   if records and config.evaluate_base:
-    evaluate_once(loaded, records, workdir / "eval" / "base", config, "base model")
-  loaded = with_adapters(loaded, config)
-  config = dataclasses.replace(config, model=loaded.model.config, image=loaded.image)
+    evaluate_model(loaded, records, workdir / "eval" / "base", resolved, "base model", reuse=True)
 
-  optimizer = make_optimizer(config.optim)
   state, frozen = create_state(
-    loaded.model, optimizer, trainable_filter(config.optim.trainable), mesh
+    with_adapters(loaded, config).model,
+    make_optimizer(config.optim),
+    trainable_filter(config.optim.trainable),
+    mesh,
   )
   print_parameters(state, frozen)
-  batches = BatchIterator(config, train_pattern, loaded.tokenizer)
   checkpoints = Checkpoints(workdir, config.checkpoint_every, config.keep_checkpoints)
   if checkpoints.latest_step() is not None:
     state, data_state = checkpoints.restore(state)
     batches.restore(data_state)
     print(f"resumed from step {int(state.step)}")
-  state = run_steps(config, workdir, state, frozen, batches, checkpoints, mesh)
+  state = run_steps(resolved, workdir, state, frozen, batches, checkpoints, mesh)
   checkpoints.close()
-
-  model = frozen.merge(state.trainable)
-  model_directory.save(workdir / "model", model, loaded.tokenizer, loaded.image)
   if batches.drops.reasons:
     print(f"unusable training records, by reason: {dict(batches.drops.reasons)}")
+
+  trained = dataclasses.replace(loaded, model=merge_lora(frozen.merge(state.trainable)))
+  model_directory.save(workdir / "model", trained.model, trained.tokenizer, trained.image)
   if not records:
     return None
-  trained = model_directory.load(str(workdir / "model"))
-  return evaluate_once(trained, records, workdir / "eval" / "final", config, "trained model")
+  return evaluate_model(trained, records, workdir / "eval" / "final", resolved, "trained model")
 
 
 def run_steps(
@@ -100,7 +113,8 @@ def run_steps(
         rates = {"learning_rate": float(schedule(step - 1)), "compiles": step_fn.compiles}
         writer.write(step, values | rates | clock.read())
       writer.advance()
-      checkpoints.save(state, batches.state(), force=step == last)
+      if checkpoints.due(step) or step == last:
+        checkpoints.save(state, batches.state())
   return state
 
 
@@ -112,12 +126,20 @@ def held_out_records(config: TrainConfig, pattern: str) -> list[EvalRecord]:
   return records[: config.eval.num_samples or None]
 
 
-def evaluate_once(
-  loaded: Loaded, records: list[EvalRecord], out_dir: Path, config: TrainConfig, name: str
+def evaluate_model(
+  loaded: Loaded,
+  records: list[EvalRecord],
+  out_dir: Path,
+  config: TrainConfig,
+  name: str,
+  reuse: bool = False,
 ) -> dict:
-  """Scores a model on the held-out records and prints the headline; done before: reads it."""
-  results_file = out_dir / "ver_evaluation_results.json"
-  if results_file.is_file() and name == "base model":
+  """Scores a model on the held-out records and prints the headline.
+
+  With `reuse`, results that `out_dir` already has are read instead (a resumed run's base model).
+  """
+  results_file = out_dir / RESULTS_FILE
+  if reuse and results_file.is_file():
     results = json.loads(results_file.read_text())
   else:
     predictor = Predictor(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 from flax import nnx
@@ -14,28 +15,43 @@ from vrt_jax.model_directory import Loaded
 from vrt_jax.models.lora import add_lora
 from vrt_jax.models.sa2va import Sa2VA
 
+CONFIG_FILE = "config.json"
 CORPUS_SAMPLES = 3000
+"""Shapes samples whose texts train a tokenizer."""
 
 
-def open_workdir(config: TrainConfig, workdir: Path) -> None:
-  """Makes the workdir and records the configuration in config.json.
+def check_workdir(config: TrainConfig, workdir: Path) -> None:
+  """Refuses a workdir that belongs to a run of another configuration.
 
   Raises:
-    ValueError: the workdir belongs to a run of another configuration; it names the first field.
+    ValueError: it names the first field that differs; or its config.json is unreadable.
   """
-  path = workdir / "config.json"
-  values = json.loads(json.dumps(dataclasses.asdict(config)))
-  if path.is_file():
-    found = json.loads(path.read_text())
-    if difference := first_difference(found, values):
-      field, old, new = difference
-      raise ValueError(
-        f"{workdir} holds a run with {field} = {old}, not {new}: choose another --workdir or "
-        "delete it"
-      )
+  path = workdir / CONFIG_FILE
+  if not path.is_file():
     return
+  try:
+    found = json.loads(path.read_text())
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} is not JSON ({error}): delete {workdir} or choose another") from error
+  if difference := first_difference(found, as_json(config)):
+    field, old, new = difference
+    raise ValueError(
+      f"{workdir} holds a run with {field} = {old}, not {new}: choose another --workdir or "
+      "delete it"
+    )
+
+
+def write_config(config: TrainConfig, workdir: Path) -> None:
+  """Records the configuration of a run in its workdir."""
   workdir.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(values, indent=2) + "\n")
+  temporary = workdir / f"{CONFIG_FILE}.partial"
+  temporary.write_text(json.dumps(as_json(config), indent=2) + "\n")
+  os.replace(temporary, workdir / CONFIG_FILE)
+
+
+def as_json(config: TrainConfig) -> dict:
+  """The configuration as it reads back from JSON (tuples as lists)."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def first_difference(old: dict, new: dict, prefix: str = "") -> tuple[str, object, object] | None:
