@@ -14,7 +14,7 @@ def get_config() -> TrainConfig:
   """The recipe."""
   return TrainConfig(
     model=ModelConfig(),
-    base="",
+    base="runs/shapes_warmup/model",
     data=DataConfig(
       shapes_task="refer",
       shapes_train_samples=16000,
@@ -25,7 +25,7 @@ def get_config() -> TrainConfig:
       num_objects=5,
     ),
     optim=OptimConfig(
-      learning_rate=1.5e-3,
+      learning_rate=1.2e-3,
       betas=(0.9, 0.98),
       batch_size=16,
       steps=1700,

@@ -144,6 +144,20 @@ def _segment(scene: Scene, rng: np.random.Generator) -> Request | None:
   )
 
 
+def segment_one(scene: Scene, rng: np.random.Generator) -> Request | None:
+  """A request for one object by its attributes, the first thing a base model learns.
+
+  The phrase follows the tag, so that predicting the next word already asks the [SEG] to carry it.
+  """
+  sorts = (_minimal, _over_specified, _single_attributes)
+  phrases = sorts[rng.integers(len(sorts))](scene)
+  if not phrases:
+    return None
+  phrase, shape = phrases[rng.integers(len(phrases))]
+  verb = ("Please segment", "Segment", "Show me")[rng.integers(3)]
+  return Request(f"{verb} the {phrase}.", f"{shape.tag} {phrase}.", (shape,))
+
+
 def _list(scene: Scene, rng: np.random.Generator) -> Request | None:
   groups = {kind: scene.of(kind=kind) for kind in questions.kinds_of(scene)}
   for field, values in (
