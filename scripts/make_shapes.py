@@ -1,6 +1,7 @@
 """Writes the shapes world to TFRecord files.
 
-Usage: python -m scripts.make_shapes --out DIR --train N --eval M --seed S [--task trace|refer|single]
+Usage: python -m scripts.make_shapes --out DIR --train N --eval M --seed S
+  [--task trace|refer|single]
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Teaches the small SAM 2 to segment what a prompt embedding describes, before it meets language.
 
-    python -m scripts.pretrain_sam2 --data 'runs/data/shapes_train-*.tfrecord' --out runs/shapes_sam2
+    python -m scripts.pretrain_sam2 --data 'DIR/shapes_train-*.tfrecord' --out runs/shapes_sam2
 
 The real recipe starts from SAM 2's released weights; this stands in their place. An object's prompt
 is made from its centre and the words of its caption by a small network that is thrown away. What

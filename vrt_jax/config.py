@@ -221,8 +221,8 @@ class TrainConfig:
   sft: SftLossConfig = field(default_factory=SftLossConfig)
   mesh: MeshConfig = field(default_factory=MeshConfig)
   eval: EvalConfig = field(default_factory=EvalConfig)
-  base: str = "shapes"
-  """Model directory to start from; "shapes" is the shipped base model, "" random weights."""
+  base: str = "shapes_base"
+  """Model directory to start from; "shapes_base" is the shipped base model, "" random weights."""
   tokenizer: str = ""
   """Folder with tokenizer.json, for random weights; empty to train one on the shapes texts."""
   evaluate_base: bool = True

@@ -30,8 +30,8 @@ from vrt_jax.models.sa2va import Sa2VA
 
 T = TypeVar("T")
 
-SHIPPED = {"shapes": "shapes_base"}
-"""Names that stand for a model directory inside the package."""
+SHIPPED = {"shapes": "shapes_sft", "shapes_base": "shapes_base"}
+"""Names that stand for a model directory inside the package: trained on traces, and its base."""
 
 
 @dataclass(frozen=True)

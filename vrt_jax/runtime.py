@@ -1,12 +1,16 @@
 """Devices: the mesh, and where each array lives on it."""
 
+import os
+from typing import TypeVar
+
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vrt_jax.config import MeshConfig
-from vrt_jax.types import Batch
+
+T = TypeVar("T")
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -86,10 +90,30 @@ def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
   )
 
 
-def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-  """Host arrays -> device arrays, the batch dimension divided over the mesh."""
+def put_batch(batch: T, mesh: Mesh) -> T:
+  """Host arrays -> device arrays, the batch dimension divided over the mesh.
+
+  `batch` is a `Batch` or what else holds `TextInputs` as `text`; only their position_ids [3, B, T]
+  have another axis before the batch's.
+  """
   sharding = batch_sharding(mesh)
   positions = batch_sharding(mesh, batch_axis=1)
   shardings = jax.tree.map(lambda _: sharding, batch)
   shardings = shardings.replace(text=shardings.text.replace(position_ids=positions))
   return jax.device_put(batch, shardings)
+
+
+def use_cpu_cores(batch_size: int) -> None:
+  """Makes several CPU devices, so that a mesh divides a batch over the cores.
+
+  XLA runs much of a program on one core a device. The number is the largest power of two up to the
+  number of cores that divides `batch_size`. Accelerators are not touched. Where devices are in use
+  already they stay as they are.
+  """
+  devices = 1
+  while 2 * devices <= (os.cpu_count() or 1) and batch_size % (2 * devices) == 0:
+    devices *= 2
+  try:
+    jax.config.update("jax_num_cpu_devices", devices)
+  except RuntimeError:
+    return

@@ -38,7 +38,7 @@ def test_workdir_records_the_configuration_and_refuses_another(tmp_path: Path):
   with pytest.raises(ValueError, match=message):
     check_workdir(other, workdir)
   (workdir / "config.json").write_text("{")
-  with pytest.raises(ValueError, match="config.json is not JSON"):
+  with pytest.raises(ValueError, match=r"config\.json is not JSON"):
     check_workdir(CONFIG, workdir)
 
 

@@ -79,9 +79,7 @@ def trace_text(rng: np.random.Generator, split: str) -> tuple[Scene, Trace, str]
       return scene, trace, family
 
 
-def refer_text(
-  rng: np.random.Generator, split: str, single: bool = False
-) -> tuple[Scene, Request]:
+def refer_text(rng: np.random.Generator, split: str, single: bool = False) -> tuple[Scene, Request]:
   """Draws a scene and a referring request for it (`single`: for one object); no pixels."""
   task = segment_one if single else _pick(rng, TASKS)
   while True:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
 from vrt_jax.config import EvalConfig
@@ -18,6 +19,7 @@ from vrt_jax.metrics.results import PredictedMask
 from vrt_jax.model_directory import Loaded
 from vrt_jax.ops.masks import encode_rle
 from vrt_jax.ops.resize import resize_bilinear_numpy
+from vrt_jax.runtime import param_shardings, put_batch
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,18 @@ class Predictor:
     sampling: Sampling | None = None,
     seed: int = 0,
     blind: bool = False,
+    mesh: Mesh | None = None,
   ):
+    """With `mesh`, batches are divided over its devices; config.batch_size must fit them."""
     self._loaded = loaded
     self._config = config
     self._thinking = thinking
     self._blind = blind
     self._sampling = sampling or Sampling()
     self._key = jax.random.key(seed)
-    self._graphdef, self._params = nnx.split(loaded.model)
+    self._mesh = mesh
+    self._graphdef, params = nnx.split(loaded.model)
+    self._params = jax.device_put(params, param_shardings(params, mesh)) if mesh else params
     tokenizer = loaded.tokenizer
     self._ids = TokenIds(
       seg=tokenizer.seg_id,
@@ -147,7 +153,8 @@ class Predictor:
       prompts, bucket, self._loaded.tokenizer, self._loaded.image, side
     )
     grounding = np.stack([p.grounding_image for p in prompts])
-    return GenerationInputs(text, vision, deltas, grounding)
+    inputs = GenerationInputs(text, vision, deltas, grounding)
+    return put_batch(inputs, self._mesh) if self._mesh else inputs
 
   def _prediction(
     self, ids: list[int], low_res: np.ndarray, scores: np.ndarray, image_size: tuple[int, int]

@@ -7,6 +7,7 @@ python -m vrt_jax.train --workdir runs/mine --optim.learning-rate 1e-4
 
 import argparse
 import importlib.util
+import math
 import sys
 from pathlib import Path
 
@@ -56,8 +57,12 @@ def main() -> None:
   config = cli.parse(TrainConfig, rest, "python -m vrt_jax.train", default)
   workdir = own.workdir or Path("runs") / name
 
-  from vrt_jax.train.loop import train  # after --help, which needs no JAX
+  from vrt_jax.runtime import use_cpu_cores  # after --help, which needs no JAX
+  from vrt_jax.train.loop import train
 
+  use_cpu_cores(
+    math.gcd(config.optim.batch_size // config.optim.accumulation_steps, config.eval.batch_size)
+  )
   train(config, workdir)
   print(f"model: {workdir / 'model'}")
   if (workdir / "eval" / "final").is_dir():

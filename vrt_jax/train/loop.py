@@ -54,7 +54,9 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
   batches = BatchIterator(resolved, train_pattern, loaded.tokenizer)
   write_config(config, workdir)
   if records and config.evaluate_base:
-    evaluate_model(loaded, records, workdir / "eval" / "base", resolved, "base model", reuse=True)
+    evaluate_model(
+      loaded, records, workdir / "eval" / "base", resolved, mesh, "base model", reuse=True
+    )
 
   state, frozen = create_state(
     with_adapters(loaded, config).model,
@@ -77,7 +79,9 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
   model_directory.save(workdir / "model", trained.model, trained.tokenizer, trained.image)
   if not records:
     return None
-  return evaluate_model(trained, records, workdir / "eval" / "final", resolved, "trained model")
+  return evaluate_model(
+    trained, records, workdir / "eval" / "final", resolved, mesh, "trained model"
+  )
 
 
 def run_steps(
@@ -131,6 +135,7 @@ def evaluate_model(
   records: list[EvalRecord],
   out_dir: Path,
   config: TrainConfig,
+  mesh: jax.sharding.Mesh,
   name: str,
   reuse: bool = False,
 ) -> dict:
@@ -143,7 +148,7 @@ def evaluate_model(
     results = json.loads(results_file.read_text())
   else:
     predictor = Predictor(
-      loaded, config.eval, thinking=config.data.thinking, blind=config.data.blind
+      loaded, config.eval, thinking=config.data.thinking, blind=config.data.blind, mesh=mesh
     )
     results = evaluate.evaluate(
       predictor,
