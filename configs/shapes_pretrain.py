@@ -28,7 +28,7 @@ def get_config() -> TrainConfig:
       learning_rate=1.2e-3,
       betas=(0.9, 0.98),
       batch_size=16,
-      steps=1700,
+      steps=1250,
       trainable="all",
     ),
     sft=SftLossConfig(dice_weight=5.0, num_points=800, oversample_ratio=1.0, importance_share=0.0),
