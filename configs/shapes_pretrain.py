@@ -13,7 +13,7 @@ from vrt_jax.config import DataConfig, ModelConfig, OptimConfig, SftLossConfig, 
 def get_config() -> TrainConfig:
   """The recipe."""
   return TrainConfig(
-    model=ModelConfig(),
+    model=ModelConfig(seg_hidden="post_norm"),
     base="runs/shapes_warmup/model",
     data=DataConfig(
       shapes_task="refer",
@@ -25,10 +25,10 @@ def get_config() -> TrainConfig:
       num_objects=5,
     ),
     optim=OptimConfig(
-      learning_rate=1.2e-3,
+      learning_rate=1e-3,
       betas=(0.9, 0.98),
       batch_size=16,
-      steps=1250,
+      steps=640,
       trainable="all",
     ),
     sft=SftLossConfig(dice_weight=5.0, num_points=800, oversample_ratio=1.0, importance_share=0.0),

@@ -12,7 +12,7 @@ from vrt_jax.config import DataConfig, ModelConfig, OptimConfig, SftLossConfig, 
 def get_config() -> TrainConfig:
   """The recipe."""
   return TrainConfig(
-    model=ModelConfig(),
+    model=ModelConfig(seg_hidden="post_norm"),
     base="runs/shapes_sam2",
     data=DataConfig(
       shapes_task="single",

@@ -100,7 +100,7 @@ def batches(args: Args, image_size_px: int) -> Iterator[tuple[np.ndarray, ...]]:
 
 def train(args: Args) -> None:
   """Trains and writes the model directory."""
-  config = TrainConfig(model=ModelConfig())
+  config = TrainConfig(model=ModelConfig(seg_hidden="post_norm"))
   model = Sa2VA(config.model, nnx.Rngs(args.seed))
   prompted = PromptedSam2(model.sam2, config.model.sam2.d_model, nnx.Rngs(args.seed + 1))
   graphdef, params, buffers = nnx.split(prompted, trainable_filter("all"), ...)

@@ -178,7 +178,7 @@ class SftLossConfig:
   text_weight: float = 1.0
   bce_weight: float = 2.0
   dice_weight: float = 0.5
-  num_points: int = 1024
+  num_points: int = 12544
   oversample_ratio: float = 3.0
   importance_share: float = 0.75
 
@@ -218,7 +218,13 @@ class TrainConfig:
   """For random weights; otherwise the base model's processor.json counts."""
   data: DataConfig = field(default_factory=DataConfig)
   optim: OptimConfig = field(default_factory=OptimConfig)
-  sft: SftLossConfig = field(default_factory=SftLossConfig)
+  sft: SftLossConfig = field(
+    default_factory=lambda: SftLossConfig(
+      dice_weight=5.0, num_points=800, oversample_ratio=1.0, importance_share=0.0
+    )
+  )
+  """The embedded run weighs dice up, since its objects are small; the reference's are the defaults
+  of `SftLossConfig`."""
   mesh: MeshConfig = field(default_factory=MeshConfig)
   eval: EvalConfig = field(default_factory=EvalConfig)
   base: str = "shapes_base"

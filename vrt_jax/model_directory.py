@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.sharding import SingleDeviceSharding
 
 from vrt_jax.config import ImageConfig, ModelConfig, from_dict
 from vrt_jax.data.chat import ChatTokenizer
@@ -75,8 +76,9 @@ def load(path: str) -> Loaded:
   image = read_json(folder / "processor.json", ImageConfig)
   tokenizer = ChatTokenizer.from_dir(folder / "tokenizer")
   graphdef, state = nnx.split(abstract_model(config))
+  here = SingleDeviceSharding(jax.devices()[0])  # not the devices that wrote it
   target = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), nnx.to_pure_dict(state)
+    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=here), nnx.to_pure_dict(state)
   )
   with ocp.StandardCheckpointer() as checkpointer:
     try:
