@@ -1,9 +1,9 @@
 """The shipped base model: a small Sa2VA that segments what it is told to, without reasoning.
 
-Source: ours; it stands where Sa2VA-Qwen3-VL-4B stands in the real recipe. Referring segmentation,
-lists, descriptions and attribute questions on the shapes world, every parameter trained from random
-weights.
-Hardware: two CPU cores, about an hour.
+Source: ours, the last of three stages (CONTRIBUTING.md); it stands where Sa2VA-Qwen3-VL-4B stands
+in the real recipe. Referring segmentation, lists, descriptions and attribute questions on the
+shapes world, every parameter trained from random weights.
+Hardware: two CPU cores, 15 minutes after the two stages before it.
 Command: python -m vrt_jax.train --config configs/shapes_pretrain.py
 """
 

@@ -1,7 +1,7 @@
 """Writes the shapes world to TFRecord files.
 
-    python -m scripts.make_shapes --out DIR --train N --eval M --seed S [--task trace|refer|single]
-    python -m scripts.make_shapes --out DIR --train 12 --eval 0 --preview shapes.png
+python -m scripts.make_shapes --out DIR --train N --eval M --seed S [--task trace|refer|single]
+python -m scripts.make_shapes --out DIR --train 12 --eval 0 --preview shapes.png
 """
 
 import sys

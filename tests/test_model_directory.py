@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -139,3 +142,29 @@ def test_parameters_of_another_model_raise(copy: Path, change: dict):
   edit(copy / "config.json", text=text | change)
   with pytest.raises(ValueError):
     model_directory.load(str(copy))
+
+
+WRITE_ON_TWO_DEVICES = """
+import sys
+from pathlib import Path
+import jax
+from flax import nnx
+from tests import tiny
+from vrt_jax import model_directory
+from vrt_jax.config import MeshConfig
+from vrt_jax.runtime import make_mesh, param_shardings
+assert jax.device_count() == 2
+graphdef, state = nnx.split(tiny.random_model())
+state = jax.device_put(state, param_shardings(state, make_mesh(MeshConfig())))
+model = nnx.merge(graphdef, state)
+model_directory.save(Path(sys.argv[1]), model, tiny.tokenizer(), tiny.IMAGE)
+"""
+
+
+def test_a_directory_loads_on_other_devices_than_wrote_it(tmp_path: Path):
+  env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+  folder = tmp_path / "model"
+  command = [sys.executable, "-c", WRITE_ON_TWO_DEVICES, str(folder)]
+  subprocess.run(command, check=True, env=env, cwd=Path(__file__).resolve().parents[1])
+  loaded = model_directory.load(str(folder)).model
+  jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded), nnx.state(tiny.random_model()))
