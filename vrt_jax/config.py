@@ -131,7 +131,7 @@ class DataConfig:
   eval: str = ""
   """Glob of VRT-Eval TFRecord files; empty as above."""
   shapes_task: Literal["trace", "refer", "single"] = "trace"
-  shapes_train_samples: int = 6000
+  shapes_train_samples: int = 3200
   shapes_eval_samples: int = 200
   shapes_seed: int = 0
   thinking: bool = True
@@ -164,7 +164,7 @@ class OptimConfig:
   batch_size: int = 16
   accumulation_steps: int = 1
   """The batch is computed in this many equal parts."""
-  steps: int = 300
+  steps: int = 200
   trainable: Literal["adapters", "all"] = "adapters"
   """adapters: LoRA, text_hidden_fcs and the mask decoder; all: every parameter."""
   remat: bool = False
