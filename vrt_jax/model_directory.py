@@ -106,6 +106,7 @@ def save(
   params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(temporary / "params", params)
+  (temporary / "params" / "commit_success.txt").unlink(missing_ok=True)  # names the temporary path
   if path.exists():
     shutil.rmtree(path)
   os.replace(temporary, path)
