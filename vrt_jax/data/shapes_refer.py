@@ -149,8 +149,8 @@ def _segment(scene: Scene, rng: np.random.Generator) -> Request | None:
 def segment_one(scene: Scene, rng: np.random.Generator) -> Request | None:
   """A request for one object by its attributes, the first thing a base model learns.
 
-  After the tag come a letter for the cell of a 5 x 5 grid that the object stands in, a to y by rows,
-  and the phrase: predicting them asks the [SEG] to carry place and words.
+  After the tag come a letter for the cell of a 5 x 5 grid that the object stands in, a to y by
+  rows, and the phrase: predicting them asks the [SEG] to carry place and words.
 
       "Segment the red star." -> "<obj3>h red star."
   """
