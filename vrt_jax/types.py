@@ -11,7 +11,6 @@ A *visual token* is one merged 2x2 block of patches, so a sample has P / 4 of th
 """
 
 import flax.struct
-import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int32, UInt8
 
@@ -71,6 +70,3 @@ class Batch:
   grounding_image: UInt8[Array, "B Y X 3"]
   """RGB at SAM 2's input size, normalised on the device."""
   targets: Targets
-
-
-ArrayLike = Array | np.ndarray

@@ -10,7 +10,6 @@ from vrt_jax.ops.masks import (
   decode_rle,
   encode_rle,
   iou_matrix,
-  resize_nearest,
   union_rle,
 )
 
@@ -115,9 +114,3 @@ def test_iou_matrix_without_masks_and_with_wrong_sizes():
   assert iou_matrix([np.ones((2, 2))], []).shape == (1, 0)
   with pytest.raises(ValueError, match="mask size: "):
     iou_matrix([np.ones((2, 3))], [np.ones((3, 2))])
-
-
-def test_resize_nearest_takes_floor_indices():
-  masks = np.arange(5)[None, :, None] * np.ones((1, 1, 3), int)
-  assert resize_nearest(masks, (4, 3))[0, :, 0].tolist() == [0, 1, 2, 3]
-  assert resize_nearest(masks, (7, 3))[0, :, 0].tolist() == [0, 0, 1, 2, 2, 3, 4]

@@ -78,3 +78,9 @@ def test_nearest_is_not_half_pixel():
   mask = (_image((427, 640)) > 0).astype(np.uint8)
   exact = F.interpolate(torch.from_numpy(mask).float(), (256, 256), mode="nearest-exact").numpy()
   assert (resize_nearest_numpy(mask, (256, 256)) != exact).mean() > 0.1
+
+
+def test_resize_nearest_takes_floor_indices():
+  masks = np.arange(5)[None, :, None] * np.ones((1, 1, 3), int)
+  assert resize_nearest_numpy(masks, (4, 3))[0, :, 0].tolist() == [0, 1, 2, 3]
+  assert resize_nearest_numpy(masks, (7, 3))[0, :, 0].tolist() == [0, 0, 1, 2, 2, 3, 4]

@@ -115,16 +115,6 @@ def iou_matrix(pred: Sequence[Mask], gt: Sequence[Mask]) -> Float[np.ndarray, "M
   return np.asarray(ious, np.float32).reshape(len(pred), len(gt))
 
 
-def resize_nearest(masks: Shaped[np.ndarray, "M Y X"], size: tuple[int, int]) -> np.ndarray:
-  """Masks at `size` (height, width) taking the source index floor(i * source / target).
-
-  This is torch's `interpolate(mode="nearest")`, not the half-pixel variant.
-  """
-  rows = np.arange(size[0]) * masks.shape[-2] // size[0]
-  columns = np.arange(size[1]) * masks.shape[-1] // size[1]
-  return masks[..., rows[:, None], columns]
-
-
 def _checked_runs(rle: Mapping[str, Any], pixels: int) -> np.ndarray:
   counts = rle["counts"]
   if isinstance(counts, str | bytes):

@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 from scipy.optimize import linear_sum_assignment
 from scipy.special import expit
 
-from vrt_jax.ops.masks import resize_nearest
+from vrt_jax.ops.resize import resize_nearest_numpy
 
 COUNT_PENALTY = 0.1
 HIT_IOU = 0.5
@@ -58,7 +58,7 @@ def answer_reward(
   if not indices or len(gt_masks) == 0:
     return 0.0
   pred = expit(logits[indices]) > 0.5
-  ious = _ious_with_eps(pred, resize_nearest(np.asarray(gt_masks), logits.shape[-2:]))
+  ious = _ious_with_eps(pred, resize_nearest_numpy(np.asarray(gt_masks), logits.shape[-2:]))
   if matching == "reference" and 1 in ious.shape:
     values = ious[:1, 0]
   else:
