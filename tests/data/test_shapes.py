@@ -10,7 +10,6 @@ from pycocotools import mask as coco_mask
 
 from vrt_jax.data import records, shapes
 from vrt_jax.data import shapes_questions as questions
-from vrt_jax.data.shapes import refer_text
 from vrt_jax.data.shapes_scene import COLOURS, KINDS, PATTERNS, Scene, Shape, is_held_out
 
 NUM_TEXTS = 400
@@ -170,18 +169,3 @@ def test_corpus():
   texts = shapes.corpus(6, 0)
   assert texts == shapes.corpus(6, 0) and len(texts) == 12
   assert any("<think>" in text for text in texts)
-
-
-def test_requests_for_one_object_name_its_cell_after_the_tag():
-  rows = {}
-  for i in range(30):
-    scene, request = refer_text(np.random.default_rng((11, i)), "train", single=True)
-    (shape,) = request.answers
-    tag, cell, rest = re.fullmatch(r"(<obj\d+>)([a-y])( .+)\.", request.answer_caption).groups()
-    assert tag == shape.tag
-    assert rest.strip() in request.question
-    row, column = divmod(ord(cell) - ord("a"), 5)
-    assert row <= 5 * shape.y / scene.height <= row + 1
-    assert column <= 5 * shape.x / scene.width <= column + 1
-    rows[row] = True
-  assert len(rows) > 2

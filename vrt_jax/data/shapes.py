@@ -27,7 +27,7 @@ from vrt_jax.data.records import (
 )
 from vrt_jax.data.shapes_draw import is_visible, make_scene, render
 from vrt_jax.data.shapes_questions import FAMILIES, Trace
-from vrt_jax.data.shapes_refer import TASKS, Request, segment_one
+from vrt_jax.data.shapes_refer import TASKS, Request
 from vrt_jax.data.shapes_scene import SPLITS, Scene, draft_scene
 
 __all__ = [
@@ -41,8 +41,8 @@ __all__ = [
   "write_shapes",
 ]
 
-Task = Literal["trace", "refer", "single"]
-_TASKS = ("trace", "refer", "single")
+Task = Literal["trace", "refer"]
+_TASKS = ("trace", "refer")
 _JPEG_QUALITY = 92
 _CONFIDENCE = 5
 _KEEP_LARGEST = 0.75
@@ -79,9 +79,9 @@ def trace_text(rng: np.random.Generator, split: str) -> tuple[Scene, Trace, str]
       return scene, trace, family
 
 
-def refer_text(rng: np.random.Generator, split: str, single: bool = False) -> tuple[Scene, Request]:
-  """Draws a scene and a referring request for it (`single`: for one object); no pixels."""
-  task = segment_one if single else _pick(rng, TASKS)
+def refer_text(rng: np.random.Generator, split: str) -> tuple[Scene, Request]:
+  """Draws a scene and a referring request for it; no pixels."""
+  task = _pick(rng, TASKS)
   while True:
     scene = draft_scene(rng, split)
     request = task(scene, rng)
@@ -148,11 +148,9 @@ def trace_sample(
   return _train_record(key, image, objects, candidate), evaluation
 
 
-def refer_sample(
-  rng: np.random.Generator, split: str, key: str = "shapes", single: bool = False
-) -> TrainRecord:
+def refer_sample(rng: np.random.Generator, split: str, key: str = "shapes") -> TrainRecord:
   """A referring request without a trace, for base training; `split` as in `trace_sample`."""
-  scene, request = refer_text(rng, split, single)
+  scene, request = refer_text(rng, split)
   image, objects = _picture(scene)
   candidate = {
     "question": request.question,
@@ -181,8 +179,8 @@ def _rng(job: _Job) -> np.random.Generator:
 
 def _make(job: _Job) -> bytes:
   key = f"shapes_{job.split}_{job.task}_{job.seed}_{job.index:07d}"
-  if job.task != "trace":
-    return serialize_train(refer_sample(_rng(job), job.split, key, job.task == "single"))
+  if job.task == "refer":
+    return serialize_train(refer_sample(_rng(job), job.split, key))
   train, evaluation = trace_sample(_rng(job), job.split, key)
   return serialize_train(train) if job.split == "train" else serialize_eval(evaluation)
 
@@ -214,8 +212,7 @@ def write_shapes(
     num_train: samples of `shapes_train-*-of-*.tfrecord` (VRT-80k layout).
     num_eval: samples of `shapes_eval.tfrecord` (VRT-Eval layout); trace task only.
     seed: non-negative.
-    task: "trace" (reasoning questions), "refer" or "single" (base training: requests for
-      several objects or for one).
+    task: "trace" (reasoning questions) or "refer" (requests without traces, base training).
     num_shards: files the training samples are spread over.
     workers: processes; one a CPU where None.
     progress: whether to show a progress bar.

@@ -12,8 +12,6 @@ from vrt_jax.data.shapes_scene import Scene, Shape
 _ENDS = {"leftmost": (-1, 0), "rightmost": (1, 0), "topmost": (0, -1), "bottommost": (0, 1)}
 _END_MARGIN_PX = 10.0
 _MAX_DESCRIBED = 7
-GRID_CELLS = 5
-"""Cells a side of the grid that `segment_one` names places in."""
 _SIZE_WORDS = {"small": "small", "": "of middle size", "large": "large"}
 _ECHO = (
   *("<think>", "</think>", "<answer>", "</answer>", "<ver>", "</ver>", "<vea>", "</vea>"),
@@ -144,26 +142,6 @@ def _segment(scene: Scene, rng: np.random.Generator) -> Request | None:
     sentence(", ".join(_tagged(f"the {phrase}", s) for phrase, s in chosen)) + ".",
     tuple(s for _, s in chosen),
   )
-
-
-def segment_one(scene: Scene, rng: np.random.Generator) -> Request | None:
-  """A request for one object by its attributes, the first thing a base model learns.
-
-  After the tag come a letter for the cell of a 5 x 5 grid that the object stands in, a to y by
-  rows, and the phrase: predicting them asks the [SEG] to carry place and words.
-
-      "Segment the red star." -> "<obj3>h red star."
-  """
-  sorts = (_minimal, _over_specified, _single_attributes)
-  phrases = sorts[rng.integers(len(sorts))](scene)
-  if not phrases:
-    return None
-  phrase, shape = phrases[rng.integers(len(phrases))]
-  verb = ("Please segment", "Segment", "Show me")[rng.integers(3)]
-  row = min(GRID_CELLS - 1, int(GRID_CELLS * shape.y / scene.height))
-  column = min(GRID_CELLS - 1, int(GRID_CELLS * shape.x / scene.width))
-  cell = chr(ord("a") + GRID_CELLS * row + column)
-  return Request(f"{verb} the {phrase}.", f"{shape.tag}{cell} {phrase}.", (shape,))
 
 
 def _list(scene: Scene, rng: np.random.Generator) -> Request | None:

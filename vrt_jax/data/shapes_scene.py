@@ -20,8 +20,8 @@ SPLITS = ("train", "eval")
 CANVASES = ((192, 192), (168, 216), (216, 168))
 """Picture sizes in pixels: (height, width)."""
 
-_RADII_PX = {"small": (12.0, 16.0), "": (18.0, 22.0), "large": (24.0, 30.0)}
-_NUM_OBJECTS = {4: 0.06, 5: 0.1, 6: 0.18, 7: 0.2, 8: 0.2, 9: 0.16, 10: 0.1}
+_RADII_PX = {"small": (14.0, 17.5), "": (20.0, 24.0), "large": (27.0, 33.0)}
+_NUM_OBJECTS = {4: 0.16, 5: 0.22, 6: 0.22, 7: 0.16, 8: 0.12, 9: 0.07, 10: 0.05}
 _SPACING = 0.78
 """Least distance of two centres, as a share of the sum of their radii."""
 
@@ -50,7 +50,7 @@ class Shape:
   @property
   def size(self) -> str:
     """ "small", "large" or, in between, the empty string."""
-    return "small" if self.radius < 17 else "large" if self.radius > 23 else ""
+    return "small" if self.radius < 18.5 else "large" if self.radius > 25.5 else ""
 
   @property
   def tag(self) -> str:

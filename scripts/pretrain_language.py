@@ -1,0 +1,137 @@
+"""Second stage of the shipped base model: words. Trains language on eyes that already see.
+
+    python -m scripts.pretrain_language --base DIR --data 'DIR/shapes_train-*.tfrecord' --out DIR
+
+`--base` is what scripts.pretrain_perception wrote. The text is learned as in SFT; each [SEG] learns
+from the first stage's prompt network which prompt its object has. Masks are not drawn, so a step is
+cheap. configs/shapes_pretrain.py goes on with the masks themselves.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from scripts.described import NUM_FEATURES, PromptNet, describe, feature_loss
+from scripts.pretrain_perception import PROMPTS_FILE
+from scripts.pretraining import fit, stream
+from vrt_jax import cli, model_directory
+from vrt_jax.config import DataConfig, ImageConfig, MeshConfig
+from vrt_jax.data.chat import ChatTokenizer
+from vrt_jax.data.records import parse_train
+from vrt_jax.data.trace import training_example
+from vrt_jax.data.transforms import Example, collate, make_example
+from vrt_jax.losses.token import cross_entropy
+from vrt_jax.models.layers import Linear
+from vrt_jax.models.sa2va import Sa2VA, gather_positions
+from vrt_jax.runtime import batch_sharding, make_mesh, put_batch, use_cpu_cores
+from vrt_jax.types import Batch
+
+DATA = DataConfig(thinking=False, buckets=((160, 144),), num_objects=5)
+
+
+@dataclass(frozen=True)
+class Args:
+  """Trains the language model and the [SEG] prompts on referring requests."""
+
+  base: Path
+  """Model directory of the first stage."""
+  data: str
+  """Glob of shapes records."""
+  out: Path
+  """Model directory to write."""
+  steps: int = 3000
+  batch_size: int = 16
+  learning_rate: float = 1e-3
+  prompt_weight: float = 1.0
+  seed: int = 0
+
+
+class Speaker(nnx.Module):
+  """The language half of Sa2VA, with a linear reader of what a [SEG] knows of its object."""
+
+  def __init__(self, model: Sa2VA, rngs: nnx.Rngs):
+    self.qwen, self.text_hidden_fcs = model.qwen, model.text_hidden_fcs
+    self.reader = Linear(model.config.text.hidden_size, NUM_FEATURES, rngs=rngs)
+
+
+@dataclass(frozen=True)
+class ToNamed(grain.transforms.RandomMap):
+  """Record bytes -> a training sample and the features [M, F] of its mentioned objects."""
+
+  tokenizer: ChatTokenizer
+  image: ImageConfig
+
+  def random_map(self, element: bytes, rng: np.random.Generator) -> tuple[Example, np.ndarray]:
+    record = parse_train(element)
+    example = make_example(record, self.tokenizer, DATA, self.image, rng)
+    _, _, tags = training_example(record.annotation, DATA.thinking)
+    mentions = np.flatnonzero(example.input_ids == self.tokenizer.seg_id)
+    objects = record.annotation["original_annotation"]["objects_anns"]
+    captions = [
+      objects[tags[i]]["caption"] for i in np.searchsorted(mentions, example.seg_positions)
+    ]
+    return example, np.stack([describe(c, m) for c, m in zip(captions, example.masks, strict=True)])
+
+
+def load_prompts(path: Path, d_model: int) -> PromptNet:
+  """The prompt network that the first stage left beside its model."""
+  net = PromptNet(d_model, nnx.Rngs(0))
+  with np.load(path) as weights:
+    for name, value in weights.items():
+      layer, parameter = name.split("/")
+      getattr(getattr(net, layer), parameter)[...] = jnp.asarray(value)
+  return net
+
+
+def train(args: Args) -> None:
+  """Trains and writes the model directory."""
+  use_cpu_cores(args.batch_size)
+  mesh = make_mesh(MeshConfig())
+  loaded = model_directory.load(str(args.base))
+  model, config = loaded.model, loaded.model.config
+  teacher = nnx.split(load_prompts(args.base / PROMPTS_FILE, config.sam2.d_model))
+
+  def loss_fn(speaker: Speaker, batch: tuple[Batch, jax.Array], key: jax.Array):
+    batch, features = batch
+    text = speaker.qwen.language_model
+    hidden = text.final_norm(speaker.qwen(batch.text, batch.vision))
+    ce, count = cross_entropy(hidden, text.head_weight(), batch.targets.labels)
+    seg = gather_positions(hidden, batch.targets.seg_positions)
+    target = nnx.merge(*teacher)(features)
+    spread = jnp.mean(jnp.square(target - target.mean((0, 1))))
+    miss = jnp.mean(jnp.square(speaker.text_hidden_fcs(seg) - target)) / spread
+    valid = batch.targets.seg_valid
+    told, metrics = feature_loss(speaker.reader(seg), features, valid, valid)
+    loss = ce / count + args.prompt_weight * miss + 0.2 * told
+    return loss, {"text": ce / count, "prompt": miss, **metrics}
+
+  def batch_fn(samples: list[tuple[Example, np.ndarray]]) -> tuple[Batch, np.ndarray]:
+    examples, features = zip(*samples, strict=True)
+    batch = collate(list(examples), loaded.tokenizer, config, loaded.image, DATA.buckets)
+    return batch, np.stack(features)
+
+  to_named = ToNamed(loaded.tokenizer, loaded.image)
+  trained = fit(
+    Speaker(model, nnx.Rngs(args.seed + 2)),
+    loss_fn,
+    stream(args.data, to_named, args.batch_size, args.seed, batch_fn),
+    lambda pair, mesh: (put_batch(pair[0], mesh), jax.device_put(pair[1], batch_sharding(mesh))),
+    mesh,
+    steps=args.steps,
+    learning_rate=args.learning_rate,
+    seed=args.seed,
+    name="language",
+  )
+  nnx.update(model.qwen, nnx.state(trained.qwen))
+  nnx.update(model.text_hidden_fcs, nnx.state(trained.text_hidden_fcs))
+  model_directory.save(args.out, model, loaded.tokenizer, loaded.image)
+
+
+if __name__ == "__main__":
+  cli.run(lambda: train(cli.parse(Args, sys.argv[1:], "python -m scripts.pretrain_language")))

@@ -1,0 +1,168 @@
+"""First stage of the shipped base model: eyes. Trains SAM 2 and the vision tower without language.
+
+    python -m scripts.pretrain_perception --data 'DIR/shapes_train-*.tfrecord' --out DIR
+
+The real recipe starts from released weights of both; this stands in their place. SAM 2 learns to
+segment the object that a prompt describes by its place and the words of its caption; each visual
+token learns to tell the same of the object that it shows. The small networks that make prompts and
+read tokens are thrown away, but for the first, which the second stage learns from.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from scripts.described import NUM_FEATURES, PromptNet, describe, feature_loss, token_features
+from scripts.pretraining import fit, stream
+from vrt_jax import cli, model_directory
+from vrt_jax.config import ImageConfig, MeshConfig, ModelConfig, TrainConfig
+from vrt_jax.data.image import decode_image, grounding_image, mllm_patches
+from vrt_jax.data.positions import vision_layout
+from vrt_jax.data.records import parse_train
+from vrt_jax.data.transforms import object_mask
+from vrt_jax.losses.mask import point_bce, point_dice
+from vrt_jax.models.layers import Linear, stack
+from vrt_jax.models.sa2va import Sa2VA
+from vrt_jax.ops.resize import resize_nearest_numpy
+from vrt_jax.runtime import batch_sharding, make_mesh, use_cpu_cores
+from vrt_jax.train.setup import shapes_tokenizer
+from vrt_jax.types import VisionInputs
+
+PROMPTS_FILE = "prompts.npz"
+NUM_PATCHES = 144
+
+
+@dataclass(frozen=True)
+class Args:
+  """Trains SAM 2 and the vision tower on described objects."""
+
+  data: str
+  """Glob of shapes records."""
+  out: Path
+  """Model directory to write."""
+  steps: int = 1200
+  batch_size: int = 16
+  objects: int = 5
+  learning_rate: float = 1.5e-3
+  place_noise: float = 0.04
+  """Standard deviation of the error in a prompt's place; the picture spans -1 to 1."""
+  seed: int = 0
+
+
+class Eyes(nnx.Module):
+  """SAM 2 prompted by descriptions, and the vision tower with linear readers of its tokens."""
+
+  def __init__(self, model: Sa2VA, rngs: nnx.Rngs):
+    config = model.config
+    self.sam2, self.visual = model.sam2, model.qwen.visual
+    self.prompts = PromptNet(config.sam2.d_model, rngs)
+    width, taps = config.vision.out_hidden_size, len(config.vision.deepstack_indexes)
+    self.readers = stack(lambda rngs: Linear(width, NUM_FEATURES, rngs=rngs), 1 + taps, rngs)
+
+  def masks(self, images: jax.Array, features: jax.Array) -> jax.Array:
+    """Images [B, Y, X, 3] and features [B, M, F] -> mask logits [B, M, Y/4, X/4]."""
+    encoded = self.sam2.encode_image(images)
+    return self.sam2.decode_masks(encoded, self.prompts(features)).low_res_masks
+
+  def readings(self, vision: VisionInputs) -> jax.Array:
+    """What the visual tokens and each DeepStack feature tell: [1 + n, B, P/4, F]."""
+    tokens, deepstack = self.visual(vision, jnp.float32)
+    graphdef, state = nnx.split(self.readers)
+    states = jnp.concatenate([tokens[None], deepstack])
+    return jax.vmap(lambda reader, x: nnx.merge(graphdef, reader)(x))(state, states)
+
+
+@dataclass(frozen=True)
+class ToViews(grain.transforms.RandomMap):
+  """Record bytes -> arrays of one sample for `Eyes`."""
+
+  args: Args
+  image: ImageConfig
+  position_side: int
+
+  def random_map(self, element: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    record, args, merge = parse_train(element), self.args, self.image.merge_size
+    picture = decode_image(record.image)
+    annotations = record.annotation["original_annotation"]["objects_anns"]
+    size = (picture.height, picture.width)
+    masks = np.stack([object_mask(a["segmentation"], size, t) for t, a in annotations.items()])
+    captions = [a["caption"] for a in annotations.values()]
+    features = np.stack([describe(c, m) for c, m in zip(captions, masks, strict=True)])
+    patches, grid = mllm_patches(picture, self.image, inference=False)
+    layout = vision_layout([grid], NUM_PATCHES, merge, self.position_side)
+    tokens, covered = token_features(masks > 0, features, grid[1] // merge, grid[2] // merge)
+    padding = NUM_PATCHES // merge**2 - len(tokens)
+    chosen = rng.choice(len(masks), args.objects, replace=len(masks) < args.objects)
+    cells = (self.image.grounding_size_px // 4,) * 2
+    return {
+      "vision": {
+        "pixel_values": np.pad(patches, ((0, NUM_PATCHES - len(patches)), (0, 0))),
+        **layout._asdict(),
+      },
+      "token_features": np.pad(tokens, ((0, padding), (0, 0))),
+      "token_covered": np.pad(covered, (0, padding)),
+      "token_valid": np.arange(len(tokens) + padding) < len(tokens),
+      "image": grounding_image(picture, self.image.grounding_size_px),
+      "features": features[chosen],
+      "masks": np.stack([resize_nearest_numpy(masks[i], cells) for i in chosen]),
+    }
+
+
+def loss_fn(eyes: Eyes, batch: dict, key: jax.Array, noise: float) -> tuple[jax.Array, dict]:
+  """Mask losses (reference weights, dice 5) plus what the visual tokens tell wrong."""
+  place = batch["features"][..., :2]
+  place = place + noise * jax.random.normal(key, place.shape)
+  features = jnp.concatenate([place, batch["features"][..., 2:]], -1)
+  logits = eyes.masks(batch["image"], features)
+  truth = batch["masks"].astype(jnp.float32)
+  rows = truth.shape[0] * truth.shape[1]
+  flat, flat_truth, ones = logits.reshape(rows, -1), truth.reshape(rows, -1), jnp.ones(rows)
+  bce, dice = (f(flat, flat_truth, ones) / rows for f in (point_bce, point_dice))
+  readings = eyes.readings(VisionInputs(**batch["vision"]))
+  told, told_metrics = zip(
+    *(
+      feature_loss(r, batch["token_features"], batch["token_covered"], batch["token_valid"])
+      for r in readings
+    ),
+    strict=True,
+  )
+  overlap = jnp.sum((logits > 0) & (truth > 0), (2, 3))
+  union = jnp.sum((logits > 0) | (truth > 0), (2, 3))
+  metrics = {"iou": jnp.mean(overlap / jnp.maximum(union, 1)), "dice": dice, **told_metrics[0]}
+  return 2.0 * bce + 5.0 * dice + sum(told) / len(told), metrics
+
+
+def train(args: Args) -> None:
+  """Trains and writes the model directory, with the prompt network's weights beside it."""
+  use_cpu_cores(args.batch_size)
+  config = TrainConfig(model=ModelConfig(seg_hidden="post_norm"))
+  model = Sa2VA(config.model, nnx.Rngs(args.seed))
+  eyes = Eyes(model, nnx.Rngs(args.seed + 1))
+  side = int(config.model.vision.num_position_embeddings**0.5)
+  trained = fit(
+    eyes,
+    lambda eyes, batch, key: loss_fn(eyes, batch, key, args.place_noise),
+    stream(args.data, ToViews(args, config.image, side), args.batch_size, args.seed),
+    lambda batch, mesh: jax.device_put(batch, batch_sharding(mesh)),
+    make_mesh(MeshConfig()),
+    steps=args.steps,
+    learning_rate=args.learning_rate,
+    seed=args.seed,
+    name="perception",
+  )
+  nnx.update(model.sam2, nnx.state(trained.sam2))
+  nnx.update(model.qwen.visual, nnx.state(trained.visual))
+  model_directory.save(args.out, model, shapes_tokenizer(config), config.image)
+  weights = nnx.to_pure_dict(nnx.state(trained.prompts))
+  flat = {f"{layer}/{name}": w for layer, part in weights.items() for name, w in part.items()}
+  np.savez(args.out / PROMPTS_FILE, **flat)
+
+
+if __name__ == "__main__":
+  cli.run(lambda: train(cli.parse(Args, sys.argv[1:], "python -m scripts.pretrain_perception")))
