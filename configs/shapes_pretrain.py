@@ -1,9 +1,10 @@
 """The shipped base model: a small Sa2VA that segments what it is told to, without reasoning.
 
-Source: ours, the last of three stages (CONTRIBUTING.md); it stands where Sa2VA-Qwen3-VL-4B stands
-in the real recipe. Referring segmentation, lists, descriptions and attribute questions on the
-shapes world, every parameter trained from random weights.
-Hardware: two CPU cores, 15 minutes after the two stages before it.
+Source: ours, the last of three stages (CONTRIBUTING.md, after scripts.pretrain_perception and
+scripts.pretrain_language); it stands where Sa2VA-Qwen3-VL-4B stands in the real recipe. Referring
+segmentation, lists, descriptions and attribute questions on the shapes world; every parameter is
+trained.
+Hardware: two CPU cores, about 20 minutes after the two stages before it.
 Command: python -m vrt_jax.train --config configs/shapes_pretrain.py
 """
 
@@ -14,12 +15,9 @@ def get_config() -> TrainConfig:
   """The recipe."""
   return TrainConfig(
     model=ModelConfig(seg_hidden="post_norm"),
-    base="runs/shapes_warmup/model",
+    base="runs/shapes_language",
     data=DataConfig(
-      shapes_task="refer",
-      shapes_train_samples=16000,
-      shapes_eval_samples=0,
-      shapes_seed=1000,
+      train="runs/refer/shapes_train-*.tfrecord",
       thinking=False,
       buckets=((160, 144),),
       num_objects=5,

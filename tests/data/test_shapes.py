@@ -112,7 +112,7 @@ def test_questions_hold(traces):
       radii = sorted(s.radius for s in trace.evidence)
       assert trace.answer.radius == radii["largest" in trace.question and -1]
     mentioned = re.sub(r" \(<\w+><obj\d+></\w+>\)", "", trace.reasoning).lower()
-    assert all(scene.name(s) in mentioned for s in trace.evidence)
+    assert all(s.phrase() in mentioned for s in trace.evidence)
 
 
 def test_trace_sample():

@@ -51,16 +51,16 @@ def join(parts: list[str]) -> str:
   return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _ver(scene: Scene, shape: Shape) -> str:
-  return f"the {scene.name(shape)} (<ver>{shape.tag}</ver>)"
+def _ver(shape: Shape) -> str:
+  return f"the {shape.phrase()} (<ver>{shape.tag}</ver>)"
 
 
-def _vea(scene: Scene, shape: Shape) -> str:
-  return f"The {scene.name(shape)} (<vea>{shape.tag}</vea>)"
+def _vea(shape: Shape) -> str:
+  return f"The {shape.phrase()} (<vea>{shape.tag}</vea>)"
 
 
-def _introduce(scene: Scene, noun: str, shapes: list[Shape]) -> str:
-  mentions = join([_ver(scene, s) for s in shapes])
+def _introduce(noun: str, shapes: list[Shape]) -> str:
+  mentions = join([_ver(s) for s in shapes])
   return f"The {plural(noun)} are {mentions}." if len(shapes) > 1 else f"There is {mentions}."
 
 
@@ -114,12 +114,11 @@ def _lookups(scene: Scene, rng: np.random.Generator) -> list[Trace]:
     if not words or not all(any(word in other for other in others) for word in words):
       continue
     question = (f"Find the {name}.", f"Where is the {name}?", f"Which object is the {name}?")
-    read_out = shape.pattern if shape.colour in words else shape.colour
     traces.append(
       Trace(
         question[rng.integers(3)],
-        f"{sentence(_ver(scene, shape))} is {read_out}.",
-        f"{_vea(scene, shape)} is here.",
+        f"It is {_ver(shape)}.",
+        f"{_vea(shape)} is here.",
         (shape,),
         shape,
       )
@@ -145,13 +144,13 @@ def _same(scene: Scene, rng: np.random.Generator) -> list[Trace]:
           f"Which {noun} has the same {field} as the {name}?",
           f"Which {noun} shares the {field} of the {name}?",
         )
-        start = f"{sentence(_ver(scene, anchor))} is {value}."
-        found = f"{_ver(scene, answer)} is {value}"
+        start = f"{sentence(_ver(anchor))} is {value}."
+        found = f"{_ver(answer)} is {value}"
         evidence, text = (anchor, answer), f"{sentence(found)} too."
         if rng.random() < 0.5:
           other = others[rng.integers(len(others))]
           not_so = other.colour if field == "colour" else other.pattern
-          wrong = f"{_ver(scene, other)} is {not_so}"
+          wrong = f"{_ver(other)} is {not_so}"
           if rng.random() < 0.5:
             evidence, text = (anchor, other, answer), f"{sentence(wrong)}, but {found} too."
           else:
@@ -160,7 +159,7 @@ def _same(scene: Scene, rng: np.random.Generator) -> list[Trace]:
           Trace(
             question[rng.integers(2)],
             f"{start} {text}",
-            f"{_vea(scene, answer)} has the same {field}.",
+            f"{_vea(answer)} has the same {field}.",
             evidence,
             answer,
           )
@@ -188,9 +187,9 @@ def _relations(scene: Scene, rng: np.random.Generator) -> list[Trace]:
         traces.append(
           Trace(
             question[rng.integers(2)],
-            f"Start at {_ver(scene, anchor)}. {_introduce(scene, kind, stars)} "
-            f"The {scene.name(answer)} is {relation} the {name}.",
-            f"{_vea(scene, answer)} is {relation} it.",
+            f"Start at {_ver(anchor)}. {_introduce(kind, stars)} "
+            f"The {answer.phrase()} is {relation} the {name}.",
+            f"{_vea(answer)} is {relation} it.",
             (anchor, *stars),
             answer,
           )
@@ -210,8 +209,8 @@ def _nearest(scene: Scene, rng: np.random.Generator) -> list[Trace]:
     traces.append(
       Trace(
         question[rng.integers(2)],
-        f"Start at {_ver(scene, anchor)}. {sentence(_ver(scene, answer))} is next to it.",
-        f"{_vea(scene, answer)} is nearest.",
+        f"Start at {_ver(anchor)}. {sentence(_ver(answer))} is next to it.",
+        f"{_vea(answer)} is nearest.",
         (anchor, answer),
         answer,
       )
@@ -234,8 +233,8 @@ def _comparisons(scene: Scene, rng: np.random.Generator) -> list[Trace]:
       traces.append(
         Trace(
           question[rng.integers(2)],
-          f"{_introduce(scene, noun, members)} The {scene.name(answer)} is the {word}.",
-          f"{_vea(scene, answer)} is the {word}.",
+          f"{_introduce(noun, members)} The {answer.phrase()} is the {word}.",
+          f"{_vea(answer)} is the {word}.",
           tuple(members),
           answer,
         )
@@ -266,9 +265,9 @@ def _uses(scene: Scene, rng: np.random.Generator) -> list[Trace]:
         traces.append(
           Trace(
             question[rng.integers(2)],
-            f"{sentence(_ver(scene, anchor))} is {anchor.colour}. "
-            f"{_introduce(scene, noun, pool)} The {scene.name(answer)} is {anchor.colour} too.",
-            f"{_vea(scene, answer)} {ending}",
+            f"{sentence(_ver(anchor))} is {anchor.colour}. "
+            f"{_introduce(noun, pool)} The {answer.phrase()} is {anchor.colour} too.",
+            f"{_vea(answer)} {ending}",
             (anchor, *pool),
             answer,
           )

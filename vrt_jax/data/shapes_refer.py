@@ -39,6 +39,10 @@ def _tagged(phrase: str, shape: Shape) -> str:
   return f"{phrase} ({shape.tag})"
 
 
+def _listed(shapes: list[Shape]) -> str:
+  return sentence(", ".join(_tagged(f"the {s.phrase()}", s) for s in shapes)) + "."
+
+
 def _over_specified(scene: Scene) -> Phrases:
   return [(s.phrase(), s) for s in scene.shapes]
 
@@ -139,7 +143,7 @@ def _segment(scene: Scene, rng: np.random.Generator) -> Request | None:
   verb = ("Please segment", "Segment", "Show me")[rng.integers(3)]
   return Request(
     f"{verb} {join([f'the {phrase}' for phrase, _ in chosen])}.",
-    sentence(", ".join(_tagged(f"the {phrase}", s) for phrase, s in chosen)) + ".",
+    _listed([s for _, s in chosen]),
     tuple(s for _, s in chosen),
   )
 
@@ -159,7 +163,7 @@ def _list(scene: Scene, rng: np.random.Generator) -> Request | None:
   question = (f"List every {noun}.", f"List the {plural(noun)}.", f"Segment every {noun}.")
   return Request(
     question[rng.integers(3)],
-    sentence(", ".join(_tagged(f"the {scene.name(s)}", s) for s in groups[noun])) + ".",
+    _listed(groups[noun]),
     tuple(groups[noun]),
   )
 
@@ -177,7 +181,7 @@ def _describe(scene: Scene, rng: np.random.Generator) -> Request | None:
     return None
   return Request(
     f"Describe every object{where}.",
-    sentence(", ".join(_tagged(f"a {s.phrase()}", s) for s in shapes)) + ".",
+    _listed(shapes),
     tuple(shapes),
   )
 
