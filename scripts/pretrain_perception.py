@@ -46,7 +46,7 @@ class Args:
   """Glob of shapes records."""
   out: Path
   """Model directory to write."""
-  steps: int = 1200
+  steps: int = 1800
   batch_size: int = 16
   objects: int = 5
   learning_rate: float = 1.5e-3

@@ -41,10 +41,10 @@ class TextConfig:
   hidden_size: int = 192
   num_layers: int = 4
   num_heads: int = 6
-  num_kv_heads: int = 2
+  num_kv_heads: int = 3
   head_dim: int = 32
   intermediate_size: int = 512
-  rope_theta: float = 1e4
+  rope_theta: float = 5e6
   mrope_section: tuple[int, int, int] = (6, 5, 5)
   """Rotary frequencies of time, row and column; they sum to head_dim / 2."""
   rms_norm_eps: float = 1e-6

@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 from vrt_jax.data import records, shapes
 from vrt_jax.data import shapes_questions as questions
 from vrt_jax.data.shapes_scene import COLOURS, KINDS, PATTERNS, Scene, Shape, is_held_out
+from vrt_jax.metrics import match_ious, summarize
 
 NUM_TEXTS = 400
 
@@ -101,6 +102,17 @@ def test_answers_are_balanced(traces):
 def test_largest_object_is_a_poor_guess(traces):
   largest = [t.answer == max(s.shapes, key=lambda q: q.radius) for s, t, _ in traces]
   assert np.mean(largest) < 0.2
+
+
+def test_answering_with_the_largest_object_scores_low():
+  samples = []
+  for i in range(200):
+    _, labelled = shapes.trace_sample(np.random.default_rng((12, i)), "eval")
+    masks = {key: coco_mask.decode(info["mask"]) for key, info in labelled.objects.items()}
+    largest = max(masks.values(), key=lambda mask: mask.sum())
+    answer_ious = match_ious([largest], [masks[key] for key in labelled.answer_ids])
+    samples.append({"reasoning_ious": [], "answer_ious": answer_ious, "class_ids": []})
+  assert 0.02 < summarize(samples)["metrics"]["answer_miou"] < 0.2
 
 
 def test_questions_hold(traces):

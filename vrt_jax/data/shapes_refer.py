@@ -11,7 +11,7 @@ from vrt_jax.data.shapes_scene import Scene, Shape
 
 _ENDS = {"leftmost": (-1, 0), "rightmost": (1, 0), "topmost": (0, -1), "bottommost": (0, 1)}
 _END_MARGIN_PX = 10.0
-_MAX_DESCRIBED = 7
+_MAX_DESCRIBED = 6
 _SIZE_WORDS = {"small": "small", "": "of middle size", "large": "large"}
 _ECHO = (
   *("<think>", "</think>", "<answer>", "</answer>", "<ver>", "</ver>", "<vea>", "</vea>"),
