@@ -1,10 +1,9 @@
 """The shipped base model: a small Sa2VA that segments what it is told to, without reasoning.
 
-Source: ours, the last of three stages (CONTRIBUTING.md, after scripts.pretrain_perception and
-scripts.pretrain_language); it stands where Sa2VA-Qwen3-VL-4B stands in the real recipe. Referring
+Source: ours, the last of four stages (CONTRIBUTING.md); it stands where Sa2VA-Qwen3-VL-4B stands in the real recipe. Referring
 segmentation, lists, descriptions and attribute questions on the shapes world; every parameter is
 trained.
-Hardware: two CPU cores, about 20 minutes after the two stages before it.
+Hardware: two CPU cores, about 20 minutes after the stages before it.
 Command: python -m vrt_jax.train --config configs/shapes_pretrain.py
 """
 
@@ -15,7 +14,7 @@ def get_config() -> TrainConfig:
   """The recipe."""
   return TrainConfig(
     model=ModelConfig(seg_hidden="post_norm"),
-    base="runs/shapes_language",
+    base="runs/shapes_hints",
     data=DataConfig(
       train="runs/refer/shapes_train-*.tfrecord",
       thinking=False,

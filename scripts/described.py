@@ -1,5 +1,7 @@
 """What the pretraining scripts know of an object: where it is and the words of its caption."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,8 @@ from vrt_jax.models.layers import Linear
 
 WORDS = (*KINDS, *COLOURS, *PATTERNS, "small", "large")
 NUM_FEATURES = 2 + len(WORDS)
+PROMPTS_FILE = "prompts.npz"
+"""Weights of the prompt network, beside the model directory's own files."""
 POSITION_WEIGHT = 10.0
 """Of the squared error of positions, against the cross-entropy of a word."""
 
@@ -28,6 +32,22 @@ class PromptNet(nnx.Module):
 
   def __call__(self, features: Float[jax.Array, "*B F"]) -> Float[jax.Array, "*B D"]:
     return self.fc2(jax.nn.relu(self.fc1(features)))
+
+
+def save_prompts(path: Path, net: PromptNet) -> None:
+  """Writes a prompt network's weights."""
+  layers = nnx.to_pure_dict(nnx.state(net)).items()
+  np.savez(path, **{f"{layer}/{name}": w for layer, part in layers for name, w in part.items()})
+
+
+def load_prompts(path: Path, d_model: int) -> PromptNet:
+  """Reads what `save_prompts` wrote."""
+  net = PromptNet(d_model, nnx.Rngs(0))
+  with np.load(path) as weights:
+    for name, value in weights.items():
+      layer, parameter = name.split("/")
+      getattr(getattr(net, layer), parameter)[...] = jnp.asarray(value)
+  return net
 
 
 def describe(caption: str, mask: np.ndarray) -> Float[np.ndarray, "F"]:

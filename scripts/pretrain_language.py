@@ -17,8 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scripts.described import NUM_FEATURES, PromptNet, describe, feature_loss
-from scripts.pretrain_perception import PROMPTS_FILE
+from scripts.described import (
+  NUM_FEATURES,
+  PROMPTS_FILE,
+  describe,
+  feature_loss,
+  load_prompts,
+  save_prompts,
+)
 from scripts.pretraining import fit, stream
 from vrt_jax import cli, model_directory
 from vrt_jax.config import DataConfig, ImageConfig, MeshConfig
@@ -87,23 +93,14 @@ class ToNamed(grain.transforms.RandomMap):
     return example, np.stack([describe(c, m) for c, m in zip(captions, example.masks, strict=True)])
 
 
-def load_prompts(path: Path, d_model: int) -> PromptNet:
-  """The prompt network that the first stage left beside its model."""
-  net = PromptNet(d_model, nnx.Rngs(0))
-  with np.load(path) as weights:
-    for name, value in weights.items():
-      layer, parameter = name.split("/")
-      getattr(getattr(net, layer), parameter)[...] = jnp.asarray(value)
-  return net
-
-
 def train(args: Args) -> None:
   """Trains and writes the model directory."""
   use_cpu_cores(args.batch_size)
   mesh = make_mesh(MeshConfig())
   loaded = model_directory.load(str(args.base))
   model, config = loaded.model, loaded.model.config
-  teacher = nnx.split(load_prompts(args.base / PROMPTS_FILE, config.sam2.d_model))
+  prompts = load_prompts(args.base / PROMPTS_FILE, config.sam2.d_model)
+  teacher = nnx.split(prompts)
 
   def loss_fn(speaker: Speaker, batch: tuple[Batch, jax.Array], key: jax.Array):
     batch, features = batch
@@ -139,6 +136,7 @@ def train(args: Args) -> None:
   nnx.update(model.qwen, nnx.state(trained.qwen))
   nnx.update(model.text_hidden_fcs, nnx.state(trained.text_hidden_fcs))
   model_directory.save(args.out, model, loaded.tokenizer, loaded.image)
+  save_prompts(args.out / PROMPTS_FILE, prompts)
 
 
 if __name__ == "__main__":

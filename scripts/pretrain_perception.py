@@ -2,12 +2,16 @@
 
     python -m scripts.pretrain_perception --data 'DIR/shapes_train-*.tfrecord' --out DIR
 
+With --base and a larger --place-noise SAM 2 goes on alone and learns to trust the words where the
+place is only a hint, as it is in the prompts that language makes.
+
 The real recipe starts from released weights of both; this stands in their place. SAM 2 learns to
 segment the object that a prompt describes by its place and the words of its caption; each visual
 token learns to tell the same of the object that it shows. The small networks that make prompts and
 read tokens are thrown away, but for the first, which the second stage learns from.
 """
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scripts.described import NUM_FEATURES, PromptNet, describe, feature_loss, token_features
+from scripts.described import (
+  NUM_FEATURES,
+  PROMPTS_FILE,
+  PromptNet,
+  describe,
+  feature_loss,
+  load_prompts,
+  save_prompts,
+  token_features,
+)
 from scripts.pretraining import fit, stream
 from vrt_jax import cli, model_directory
 from vrt_jax.config import ImageConfig, MeshConfig, ModelConfig, TrainConfig
@@ -31,10 +44,9 @@ from vrt_jax.models.layers import Linear, stack
 from vrt_jax.models.sa2va import Sa2VA
 from vrt_jax.ops.resize import resize_nearest_numpy
 from vrt_jax.runtime import batch_sharding, make_mesh, use_cpu_cores
-from vrt_jax.train.setup import shapes_tokenizer
+from vrt_jax.train.setup import base_model
 from vrt_jax.types import VisionInputs
 
-PROMPTS_FILE = "prompts.npz"
 NUM_PATCHES = 144
 
 
@@ -46,6 +58,8 @@ class Args:
   """Glob of shapes records."""
   out: Path
   """Model directory to write."""
+  base: Path | None = None
+  """Model directory of an earlier stage: SAM 2 alone goes on from it, prompts stay as they are."""
   steps: int = 1800
   batch_size: int = 16
   objects: int = 5
@@ -114,8 +128,8 @@ class ToViews(grain.transforms.RandomMap):
     }
 
 
-def loss_fn(eyes: Eyes, batch: dict, key: jax.Array, noise: float) -> tuple[jax.Array, dict]:
-  """Mask losses (reference weights, dice 5) plus what the visual tokens tell wrong."""
+def mask_loss(eyes: Eyes, batch: dict, key: jax.Array, noise: float) -> tuple[jax.Array, dict]:
+  """Mask losses with the reference's weight of BCE, and dice 5, over all cells."""
   place = batch["features"][..., :2]
   place = place + noise * jax.random.normal(key, place.shape)
   features = jnp.concatenate([place, batch["features"][..., 2:]], -1)
@@ -124,44 +138,61 @@ def loss_fn(eyes: Eyes, batch: dict, key: jax.Array, noise: float) -> tuple[jax.
   rows = truth.shape[0] * truth.shape[1]
   flat, flat_truth, ones = logits.reshape(rows, -1), truth.reshape(rows, -1), jnp.ones(rows)
   bce, dice = (f(flat, flat_truth, ones) / rows for f in (point_bce, point_dice))
-  readings = eyes.readings(VisionInputs(**batch["vision"]))
-  told, told_metrics = zip(
+  overlap = jnp.sum((logits > 0) & (truth > 0), (2, 3))
+  union = jnp.sum((logits > 0) | (truth > 0), (2, 3))
+  iou = jnp.mean(overlap / jnp.maximum(union, 1))
+  return 2.0 * bce + 5.0 * dice, {"iou": iou, "dice": dice}
+
+
+def reading_loss(eyes: Eyes, batch: dict) -> tuple[jax.Array, dict]:
+  """What the visual tokens and the DeepStack features tell wrong; metrics of the former."""
+  losses, metrics = zip(
     *(
       feature_loss(r, batch["token_features"], batch["token_covered"], batch["token_valid"])
-      for r in readings
+      for r in eyes.readings(VisionInputs(**batch["vision"]))
     ),
     strict=True,
   )
-  overlap = jnp.sum((logits > 0) & (truth > 0), (2, 3))
-  union = jnp.sum((logits > 0) | (truth > 0), (2, 3))
-  metrics = {"iou": jnp.mean(overlap / jnp.maximum(union, 1)), "dice": dice, **told_metrics[0]}
-  return 2.0 * bce + 5.0 * dice + sum(told) / len(told), metrics
+  return sum(losses) / len(losses), metrics[0]
 
 
 def train(args: Args) -> None:
   """Trains and writes the model directory, with the prompt network's weights beside it."""
   use_cpu_cores(args.batch_size)
-  config = TrainConfig(model=ModelConfig(seg_hidden="post_norm"))
-  model = Sa2VA(config.model, nnx.Rngs(args.seed))
+  if args.base:
+    loaded = model_directory.load(str(args.base))
+  else:
+    config = TrainConfig(model=ModelConfig(seg_hidden="post_norm"), seed=args.seed)
+    loaded = base_model(dataclasses.replace(config, base=""))
+  model = loaded.model
   eyes = Eyes(model, nnx.Rngs(args.seed + 1))
-  side = int(config.model.vision.num_position_embeddings**0.5)
+  if args.base:
+    eyes.prompts = load_prompts(args.base / PROMPTS_FILE, model.config.sam2.d_model)
+
+  def loss_fn(eyes: Eyes, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+    masks, metrics = mask_loss(eyes, batch, key, args.place_noise)
+    if args.base:
+      return masks, metrics
+    readings, told = reading_loss(eyes, batch)
+    return masks + readings, metrics | told
+
+  side = int(model.config.vision.num_position_embeddings**0.5)
   trained = fit(
     eyes,
-    lambda eyes, batch, key: loss_fn(eyes, batch, key, args.place_noise),
-    stream(args.data, ToViews(args, config.image, side), args.batch_size, args.seed),
+    loss_fn,
+    stream(args.data, ToViews(args, loaded.image, side), args.batch_size, args.seed),
     lambda batch, mesh: jax.device_put(batch, batch_sharding(mesh)),
     make_mesh(MeshConfig()),
     steps=args.steps,
     learning_rate=args.learning_rate,
     seed=args.seed,
     name="perception",
+    part="sam2" if args.base else "",
   )
   nnx.update(model.sam2, nnx.state(trained.sam2))
   nnx.update(model.qwen.visual, nnx.state(trained.visual))
-  model_directory.save(args.out, model, shapes_tokenizer(config), config.image)
-  weights = nnx.to_pure_dict(nnx.state(trained.prompts))
-  flat = {f"{layer}/{name}": w for layer, part in weights.items() for name, w in part.items()}
-  np.savez(args.out / PROMPTS_FILE, **flat)
+  model_directory.save(args.out, model, loaded.tokenizer, loaded.image)
+  save_prompts(args.out / PROMPTS_FILE, trained.prompts)
 
 
 if __name__ == "__main__":

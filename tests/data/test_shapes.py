@@ -116,7 +116,7 @@ def test_answering_with_the_largest_object_scores_low():
 
 
 def test_questions_hold(traces):
-  for scene, trace, family in traces:
+  for _, trace, family in traces:
     if family == "#func":
       pool = [s for s in trace.evidence[1:] if s.colour == trace.evidence[0].colour]
       assert pool == [trace.answer]

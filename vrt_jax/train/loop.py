@@ -58,9 +58,10 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
       loaded, records, workdir / "eval" / "base", resolved, mesh, "base model", reuse=True
     )
 
+  optimizer = make_optimizer(config.optim)
   state, frozen = create_state(
     with_adapters(loaded, config).model,
-    make_optimizer(config.optim),
+    optimizer,
     trainable_filter(config.optim.trainable),
     mesh,
   )
@@ -70,7 +71,8 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
     state, data_state = checkpoints.restore(state)
     batches.restore(data_state)
     print(f"resumed from step {int(state.step)}")
-  state = run_steps(resolved, workdir, state, frozen, batches, checkpoints, mesh)
+  step_fn = CompiledOnce(make_sft_step(optimizer, config.optim, config.sft, state))
+  state = run_steps(resolved, workdir, step_fn, state, frozen, batches, checkpoints, mesh)
   checkpoints.close()
   if batches.drops.reasons:
     print(f"unusable training records, by reason: {dict(batches.drops.reasons)}")
@@ -87,6 +89,7 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
 def run_steps(
   config: TrainConfig,
   workdir: Path,
+  step_fn: CompiledOnce,
   state: TrainState,
   frozen: Frozen,
   batches: BatchIterator,
@@ -99,8 +102,6 @@ def run_steps(
     RuntimeError: a batch shape that was compiled before is compiled again.
     FloatingPointError: the loss is not finite.
   """
-  optimizer = make_optimizer(config.optim)
-  step_fn = CompiledOnce(make_sft_step(optimizer, config.optim, config.sft, state))
   schedule = learning_rate_schedule(config.optim)
   key = jax.random.key(config.seed)
   first, last = int(state.step), config.optim.steps
