@@ -2,7 +2,8 @@
 
 Source: ours, the last of four stages (CONTRIBUTING.md); it stands where Sa2VA-Qwen3-VL-4B stands
 in the real recipe. Referring segmentation, lists, descriptions and attribute questions on the
-shapes world; every parameter is trained.
+shapes world, now under the prompt and with the marks of a trace, so that every token and distance
+of a trace is known before there is reasoning; every parameter is trained.
 Hardware: two CPU cores, about 20 minutes after the stages before it.
 Command: python -m vrt_jax.train --config configs/shapes_pretrain.py
 """
@@ -16,16 +17,16 @@ def get_config() -> TrainConfig:
     model=ModelConfig(seg_hidden="post_norm"),
     base="runs/shapes_hints",
     data=DataConfig(
-      train="runs/refer/shapes_train-*.tfrecord",
-      thinking=False,
-      buckets=((160, 144),),
-      num_objects=5,
+      shapes_task="framed",
+      shapes_train_samples=8000,
+      shapes_eval_samples=0,
+      shapes_seed=2000,
     ),
     optim=OptimConfig(
-      learning_rate=7e-4,
+      learning_rate=5e-4,
       betas=(0.9, 0.98),
       batch_size=16,
-      steps=800,
+      steps=560,
       trainable="all",
     ),
     sft=SftLossConfig(dice_weight=5.0, num_points=800, oversample_ratio=1.0, importance_share=0.0),

@@ -1,6 +1,6 @@
 """Writes the shapes world to TFRecord files.
 
-python -m scripts.make_shapes --out DIR --train N --eval M --seed S [--task trace|refer]
+python -m scripts.make_shapes --out DIR --train N --eval M --seed S [--task trace|refer|framed]
 python -m scripts.make_shapes --out DIR --train 12 --eval 0 --preview shapes.png
 """
 
@@ -31,8 +31,8 @@ class Args:
   eval: int = 300
   """Evaluation samples (trace task only)."""
   seed: int = 0
-  task: Literal["trace", "refer"] = "trace"
-  """Reasoning questions with traces, or referring requests without."""
+  task: Literal["trace", "refer", "framed"] = "trace"
+  """Reasoning questions with traces, referring requests, or these with the marks of a trace."""
   shards: int = 1
   """Files the training samples are spread over."""
   workers: int | None = None

@@ -130,7 +130,7 @@ class DataConfig:
   """Glob of VRT-80k TFRecord files; empty for the shapes world, written into the workdir."""
   eval: str = ""
   """Glob of VRT-Eval TFRecord files; empty as above."""
-  shapes_task: Literal["trace", "refer"] = "trace"
+  shapes_task: Literal["trace", "refer", "framed"] = "trace"
   shapes_train_samples: int = 3200
   shapes_eval_samples: int = 200
   shapes_seed: int = 0

@@ -27,7 +27,7 @@ from vrt_jax.data.records import (
 )
 from vrt_jax.data.shapes_draw import is_visible, make_scene, render
 from vrt_jax.data.shapes_questions import FAMILIES, Trace
-from vrt_jax.data.shapes_refer import TASKS, Request
+from vrt_jax.data.shapes_refer import TASKS, Request, framed
 from vrt_jax.data.shapes_scene import SPLITS, Scene, draft_scene
 
 __all__ = [
@@ -41,8 +41,8 @@ __all__ = [
   "write_shapes",
 ]
 
-Task = Literal["trace", "refer"]
-_TASKS = ("trace", "refer")
+Task = Literal["trace", "refer", "framed"]
+_TASKS = ("trace", "refer", "framed")
 _JPEG_QUALITY = 92
 _CONFIDENCE = 5
 _KEEP_LARGEST = 0.75
@@ -148,15 +148,22 @@ def trace_sample(
   return _train_record(key, image, objects, candidate), evaluation
 
 
-def refer_sample(rng: np.random.Generator, split: str, key: str = "shapes") -> TrainRecord:
-  """A referring request without a trace, for base training; `split` as in `trace_sample`."""
+def refer_sample(
+  rng: np.random.Generator, split: str, key: str = "shapes", in_frame: bool = False
+) -> TrainRecord:
+  """A referring request without a trace, for base training; `split` as in `trace_sample`.
+
+  `in_frame` writes its mentions where a trace has its evidence and the last one as the answer.
+  """
   scene, request = refer_text(rng, split)
   image, objects = _picture(scene)
+  reasoning, answer = framed(request) if in_frame else ("", request.answer_caption)
+  answers = request.answers[-1:] if in_frame else request.answers
   candidate = {
     "question": request.question,
-    "reasoning": "",
-    "answer_caption": request.answer_caption,
-    "answer_objects": list(dict.fromkeys(s.tag for s in request.answers)),
+    "reasoning": reasoning,
+    "answer_caption": answer,
+    "answer_objects": list(dict.fromkeys(s.tag for s in answers)),
   }
   return _train_record(key, image, objects, candidate)
 
@@ -179,8 +186,8 @@ def _rng(job: _Job) -> np.random.Generator:
 
 def _make(job: _Job) -> bytes:
   key = f"shapes_{job.split}_{job.task}_{job.seed}_{job.index:07d}"
-  if job.task == "refer":
-    return serialize_train(refer_sample(_rng(job), job.split, key))
+  if job.task != "trace":
+    return serialize_train(refer_sample(_rng(job), job.split, key, job.task == "framed"))
   train, evaluation = trace_sample(_rng(job), job.split, key)
   return serialize_train(train) if job.split == "train" else serialize_eval(evaluation)
 
@@ -212,7 +219,8 @@ def write_shapes(
     num_train: samples of `shapes_train-*-of-*.tfrecord` (VRT-80k layout).
     num_eval: samples of `shapes_eval.tfrecord` (VRT-Eval layout); trace task only.
     seed: non-negative.
-    task: "trace" (reasoning questions) or "refer" (requests without traces, base training).
+    task: "trace" (reasoning questions), or for base training "refer" (requests without traces)
+      and "framed" (the same with the marks of a trace).
     num_shards: files the training samples are spread over.
     workers: processes; one a CPU where None.
     progress: whether to show a progress bar.

@@ -1,5 +1,6 @@
 """Base-training samples of the shapes world: referring segmentation without a trace."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,6 +31,17 @@ class Request:
   answer_caption: str
   answers: tuple[Shape, ...]
   """In order of mention."""
+
+
+def framed(request: Request) -> tuple[str, str]:
+  """(reasoning, answer) with the marks of a trace but no reasoning.
+
+  The mentions become evidence, the last of them the answer: "The red key (<ver><obj2></ver>)." and
+  "The red key (<vea><obj2></vea>)."
+  """
+  last = request.answers[-1]
+  reasoning = re.sub(r"\((<obj\d+>)\)", r"(<ver>\1</ver>)", request.answer_caption)
+  return reasoning, f"The {last.phrase()} (<vea>{last.tag}</vea>)."
 
 
 Phrases = list[tuple[str, Shape]]
