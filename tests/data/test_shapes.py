@@ -152,6 +152,23 @@ def test_refer_samples():
   assert candidate["reasoning"] == "" and candidate["answer_objects"]
 
 
+def test_framed_requests_have_the_marks_of_a_trace():
+  for i in range(20):
+    plain, marked = (
+      shapes.refer_sample(np.random.default_rng((13, i)), "train", in_frame=in_frame)
+      for in_frame in (False, True)
+    )
+    before, after = (r.annotation["generated_ver_data"]["candidates"][0] for r in (plain, marked))
+    assert before["question"] == after["question"] and plain.image == marked.image
+    mentions = re.findall(r"\((<obj\d+>)\)", before["answer_caption"])
+    assert re.findall(r"\(<ver>(<obj\d+>)</ver>\)", after["reasoning"]) == mentions
+    assert re.sub("</?ver>", "", after["reasoning"]) == before["answer_caption"]
+    assert re.findall(r"\(<vea>(<obj\d+>)</vea>\)", after["answer_caption"]) == mentions[-1:]
+    assert after["answer_objects"] == mentions[-1:]
+    objects = marked.annotation["original_annotation"]["objects_anns"]
+    assert objects[mentions[-1]]["caption"] in after["answer_caption"]
+
+
 def test_write_shapes(tmp_path):
   paths = shapes.write_shapes(tmp_path / "a", 5, 2, seed=7, num_shards=2, workers=1, progress=False)
   assert [pathlib.Path(p).name for p in paths] == [
