@@ -153,7 +153,7 @@ class DataConfig:
 class OptimConfig:
   """AdamW with linear warm-up and cosine decay to 0."""
 
-  learning_rate: float = 2e-3
+  learning_rate: float = 8e-4
   betas: tuple[float, float] = (0.9, 0.999)
   weight_decay: float = 0.05
   clip_norm: float = 1.0
