@@ -51,7 +51,13 @@ def load_prompts(path: Path, d_model: int) -> PromptNet:
 
 
 def describe(caption: str, mask: np.ndarray) -> Float[np.ndarray, "F"]:
-  """Centre (x, y) of the visible part in [-1, 1] and 0 or 1 for every word of `WORDS`."""
+  """Centre (x, y) of the visible part in [-1, 1] and 0 or 1 for every word of `WORDS`.
+
+  Raises:
+    ValueError: the caption has a word that is not in `WORDS`.
+  """
+  if unknown := sorted(set(caption.split()) - set(WORDS)):
+    raise ValueError(f"caption {caption!r} has the unknown word {unknown[0]}")
   rows, columns = np.nonzero(mask)
   features = np.zeros(NUM_FEATURES, np.float32)
   features[0] = 2 * (columns.mean() + 0.5) / mask.shape[1] - 1

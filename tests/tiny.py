@@ -55,6 +55,7 @@ MODEL = ModelConfig(
     num_kv_heads=1,
     head_dim=16,
     intermediate_size=48,
+    rope_theta=1e4,
     mrope_section=(4, 2, 2),
   ),
   sam2=Sam2Config(

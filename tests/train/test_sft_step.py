@@ -62,7 +62,7 @@ def test_loss_falls_on_one_batch_with_one_compilation_and_frozen_parameters_stay
   assert step_function()._cache_size() == 1
   assert int(state.step) == 30
   for name in ("loss", "loss/text", "loss/mask_bce"):
-    assert history[-1][name] < 0.95 * history[0][name], name
+    assert history[-1][name] < 0.9 * history[0][name], name
   assert all(np.isfinite(list(metrics.values())).all() for metrics in history)
   after = values(state.trainable)
   for path, value in values(frozen.params).items():
