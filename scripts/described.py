@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 
 from vrt_jax.data.shapes_scene import COLOURS, KINDS, PATTERNS
 from vrt_jax.models.layers import Linear
+from vrt_jax.models.sam2.prompt_encoder import RandomFourier
 
 WORDS = (*KINDS, *COLOURS, *PATTERNS, "small", "large")
 NUM_FEATURES = 2 + len(WORDS)
@@ -23,15 +24,19 @@ POSITION_WEIGHT = 10.0
 class PromptNet(nnx.Module):
   """Features [.., NUM_FEATURES] of described objects -> prompts of the mask decoder [.., d_model].
 
-  It stands where text_hidden_fcs stands later, and teaches it.
+  It stands where text_hidden_fcs stands later, and teaches it. A place starts as SAM 2 encodes a
+  point, which the mask decoder can compare with the positions of its image cells from the first
+  step; the layers add the words.
   """
 
-  def __init__(self, d_model: int, rngs: nnx.Rngs):
+  def __init__(self, d_model: int, places: RandomFourier, rngs: nnx.Rngs):
+    self.places = places
     self.fc1 = Linear(NUM_FEATURES, 4 * d_model, rngs=rngs)
     self.fc2 = Linear(4 * d_model, d_model, rngs=rngs)
 
   def __call__(self, features: Float[jax.Array, "*B F"]) -> Float[jax.Array, "*B D"]:
-    return self.fc2(jax.nn.relu(self.fc1(features)))
+    place = self.places(0.5 * (features[..., :2] + 1.0))
+    return place + self.fc2(jax.nn.relu(self.fc1(features)))
 
 
 def save_prompts(path: Path, net: PromptNet) -> None:
@@ -42,7 +47,8 @@ def save_prompts(path: Path, net: PromptNet) -> None:
 
 def load_prompts(path: Path, d_model: int) -> PromptNet:
   """Reads what `save_prompts` wrote."""
-  net = PromptNet(d_model, nnx.Rngs(0))
+  rngs = nnx.Rngs(0)
+  net = PromptNet(d_model, RandomFourier(d_model, rngs), rngs)
   with np.load(path) as weights:
     for name, value in weights.items():
       layer, parameter = name.split("/")

@@ -3,8 +3,10 @@
     python -m scripts.pretrain_language --base DIR --data 'DIR/shapes_train-*.tfrecord' --out DIR
 
 `--base` is what scripts.pretrain_perception wrote. The text is learned as in SFT; each [SEG] learns
-from the first stage's prompt network which prompt its object has. Masks are not drawn, so a step is
-cheap. configs/shapes_pretrain.py goes on with the masks themselves.
+from the first stage's prompt network which prompt its object has; and from the start of the answer
+on every token must tell a linear reader all about the object whose [SEG] comes next, so that the
+model looks for an object before it writes about it. Masks are not drawn, so a step is cheap.
+configs/shapes_pretrain.py goes on with the masks themselves.
 """
 
 import sys
@@ -31,14 +33,17 @@ from vrt_jax.config import DataConfig, ImageConfig, MeshConfig
 from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.data.records import parse_train
 from vrt_jax.data.trace import training_example
-from vrt_jax.data.transforms import Example, collate, make_example
+from vrt_jax.data.transforms import Example, collate, make_example, object_mask
 from vrt_jax.losses.token import cross_entropy
 from vrt_jax.models.layers import Linear
 from vrt_jax.models.sa2va import Sa2VA, gather_positions
 from vrt_jax.runtime import batch_sharding, make_mesh, put_batch, use_cpu_cores
-from vrt_jax.types import Batch
+from vrt_jax.types import IGNORE_INDEX, Batch
 
 DATA = DataConfig(thinking=False, buckets=((160, 144),), num_objects=5)
+MAX_SHIFT = 120
+"""Answers move away from their question by up to so many positions: as far as the prompt of a trace
+puts them."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,12 @@ class Args:
   batch_size: int = 16
   learning_rate: float = 1.5e-3
   prompt_weight: float = 1.0
+  reader_weight: float = 0.2
   seed: int = 0
 
 
 class Speaker(nnx.Module):
-  """The language half of Sa2VA, with a linear reader of what a [SEG] knows of its object."""
+  """The language half of Sa2VA, with a linear reader of what a token knows of an object."""
 
   def __init__(self, model: Sa2VA, rngs: nnx.Rngs):
     self.qwen, self.text_hidden_fcs = model.qwen, model.text_hidden_fcs
@@ -68,9 +74,11 @@ class Speaker(nnx.Module):
 
 @dataclass(frozen=True)
 class ToNamed(grain.transforms.RandomMap):
-  """Record bytes -> a training sample and the features [M, F] of its mentioned objects.
+  """Record bytes -> a training sample, and what the object of each token's next [SEG] is like.
 
-  Records that do not fit the bucket (about one in a thousand is too long) are left out.
+  The latter has features [T, F], and which of the T tokens have any: those of the answer, and the
+  one before it, up to the last [SEG]. Records that do not fit the bucket (about one in a hundred is
+  too long) are left out.
   """
 
   tokenizer: ChatTokenizer
@@ -78,19 +86,38 @@ class ToNamed(grain.transforms.RandomMap):
 
   def random_map(
     self, element: bytes, rng: np.random.Generator
-  ) -> tuple[Example, np.ndarray] | None:
+  ) -> tuple[Example, np.ndarray, np.ndarray] | None:
     record = parse_train(element)
     try:
       example = make_example(record, self.tokenizer, DATA, self.image, rng)
     except ValueError:
       return None
     _, _, tags = training_example(record.annotation, DATA.thinking)
-    mentions = np.flatnonzero(example.input_ids == self.tokenizer.seg_id)
     objects = record.annotation["original_annotation"]["objects_anns"]
-    captions = [
-      objects[tags[i]]["caption"] for i in np.searchsorted(mentions, example.seg_positions)
-    ]
-    return example, np.stack([describe(c, m) for c, m in zip(captions, example.masks, strict=True)])
+    known = {}
+    for tag in set(tags):
+      rle = objects[tag]["segmentation"]
+      known[tag] = describe(objects[tag]["caption"], object_mask(rle, tuple(rle["size"]), tag))
+    features = np.stack([known[tag] for tag in tags])
+    mentions = np.flatnonzero(example.input_ids == self.tokenizer.seg_id)
+    tokens = np.arange(DATA.buckets[-1][0])
+    upcoming = np.searchsorted(mentions, tokens)
+    start = np.flatnonzero(example.labels != IGNORE_INDEX)[0]
+    return (
+      example,
+      features[np.minimum(upcoming, len(mentions) - 1)],
+      (tokens >= start - 1) & (upcoming < len(mentions)),
+    )
+
+
+def shift_answers(batch: Batch, key: jax.Array) -> Batch:
+  """The batch with the positions from the answer on moved by a random number for each sample."""
+  labels, position_ids = batch.targets.labels, batch.text.position_ids
+  start = jnp.argmax(labels != IGNORE_INDEX, axis=1)
+  shift = jax.random.randint(key, start.shape, 0, MAX_SHIFT + 1)
+  after = jnp.arange(labels.shape[1]) >= start[:, None]
+  moved = position_ids + jnp.where(after, shift[:, None], 0)
+  return batch.replace(text=batch.text.replace(position_ids=moved))
 
 
 def train(args: Args) -> None:
@@ -102,31 +129,36 @@ def train(args: Args) -> None:
   prompts = load_prompts(args.base / PROMPTS_FILE, config.sam2.d_model)
   teacher = nnx.split(prompts)
 
-  def loss_fn(speaker: Speaker, batch: tuple[Batch, jax.Array], key: jax.Array):
-    batch, features = batch
+  def loss_fn(speaker: Speaker, batch: tuple[Batch, jax.Array, jax.Array], key: jax.Array):
+    batch, features, described = batch
+    batch = shift_answers(batch, key)
     text = speaker.qwen.language_model
     hidden = text.final_norm(speaker.qwen(batch.text, batch.vision))
     ce, count = cross_entropy(hidden, text.head_weight(), batch.targets.labels)
-    seg = gather_positions(hidden, batch.targets.seg_positions)
-    target = nnx.merge(*teacher)(features)
+    positions, valid = batch.targets.seg_positions, batch.targets.seg_valid
+    seg, objects = gather_positions(hidden, positions), gather_positions(features, positions)
+    target = nnx.merge(*teacher)(objects)
     spread = jnp.mean(jnp.square(target - target.mean((0, 1))))
     miss = jnp.mean(jnp.square(speaker.text_hidden_fcs(seg) - target)) / spread
-    valid = batch.targets.seg_valid
-    told, metrics = feature_loss(speaker.reader(seg), features, valid, valid)
-    loss = ce / count + args.prompt_weight * miss + 0.2 * told
+    ahead, foreseen = feature_loss(speaker.reader(hidden), features, described, described)
+    told, metrics = feature_loss(speaker.reader(seg), objects, valid, valid)
+    loss = ce / count + args.prompt_weight * miss + args.reader_weight * (told + ahead)
+    metrics |= {f"next {name}": value for name, value in foreseen.items()}
     return loss, {"text": ce / count, "prompt": miss, **metrics}
 
-  def batch_fn(samples: list[tuple[Example, np.ndarray]]) -> tuple[Batch, np.ndarray]:
-    examples, features = zip(*samples, strict=True)
+  def batch_fn(
+    samples: list[tuple[Example, np.ndarray, np.ndarray]],
+  ) -> tuple[Batch, np.ndarray, np.ndarray]:
+    examples, features, described = zip(*samples, strict=True)
     batch = collate(list(examples), loaded.tokenizer, config, loaded.image, DATA.buckets)
-    return batch, np.stack(features)
+    return batch, np.stack(features), np.stack(described)
 
   to_named = ToNamed(loaded.tokenizer, loaded.image)
   trained = fit(
     Speaker(model, nnx.Rngs(args.seed + 2)),
     loss_fn,
     stream(args.data, to_named, args.batch_size, args.seed, batch_fn),
-    lambda pair, mesh: (put_batch(pair[0], mesh), jax.device_put(pair[1], batch_sharding(mesh))),
+    lambda b, mesh: (put_batch(b[0], mesh), *jax.device_put(b[1:], batch_sharding(mesh))),
     mesh,
     steps=args.steps,
     learning_rate=args.learning_rate,

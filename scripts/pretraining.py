@@ -13,6 +13,7 @@ from vrt_jax.data.records import TFRecordSource
 from vrt_jax.train.optim import trainable_filter
 
 WARMUP_STEPS = 50
+OPT = optax.adamw
 LOG_EVERY = 20
 
 
@@ -46,19 +47,14 @@ def fit(
   learning_rate: float,
   seed: int,
   name: str,
-  part: str = "",
 ) -> nnx.Module:
   """Trains with AdamW, warm-up and cosine; prints the last metrics.
 
-  `loss_fn(module, batch, key)` gives (loss, metrics); `put` brings a batch to the mesh. With
-  `part` only the parameters of that child are trained.
+  `loss_fn(module, batch, key)` gives (loss, metrics); `put` brings a batch to the mesh.
   """
-  trainable = trainable_filter("all")
-  if part:
-    trainable = nnx.All(trainable, lambda path, _: path[0] == part)
-  graphdef, params, buffers = nnx.split(module, trainable, ...)
+  graphdef, params, buffers = nnx.split(module, trainable_filter("all"), ...)
   schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, WARMUP_STEPS, steps)
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98))
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), OPT(schedule, b2=0.98))
   params, buffers = jax.device_put((params, buffers), NamedSharding(mesh, PartitionSpec()))
   opt_state = jax.jit(optimizer.init)(params)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from vrt_jax.data import shapes_questions as questions
 from vrt_jax.data.shapes_questions import join, plural, sentence
-from vrt_jax.data.shapes_scene import Scene, Shape
+from vrt_jax.data.shapes_scene import Scene, Shape, in_order
 
 _ENDS = {"leftmost": (-1, 0), "rightmost": (1, 0), "topmost": (0, -1), "bottommost": (0, 1)}
 _END_MARGIN_PX = 10.0
@@ -41,18 +41,18 @@ def framed(request: Request) -> tuple[str, str]:
   """
   last = request.answers[-1]
   reasoning = re.sub(r"\((<obj\d+>)\)", r"(<ver>\1</ver>)", request.answer_caption)
-  return reasoning, f"The {last.phrase()} (<vea>{last.tag}</vea>)."
+  return reasoning, f"The {last.located} (<vea>{last.tag}</vea>)."
 
 
 Phrases = list[tuple[str, Shape]]
 
 
-def _tagged(phrase: str, shape: Shape) -> str:
-  return f"{phrase} ({shape.tag})"
+def _tagged(shape: Shape) -> str:
+  return f"the {shape.located} ({shape.tag})"
 
 
 def _listed(shapes: list[Shape]) -> str:
-  return sentence(", ".join(_tagged(f"the {s.phrase()}", s) for s in shapes)) + "."
+  return sentence(", ".join(map(_tagged, shapes))) + "."
 
 
 def _over_specified(scene: Scene) -> Phrases:
@@ -181,7 +181,7 @@ def _list(scene: Scene, rng: np.random.Generator) -> Request | None:
 
 
 def _describe(scene: Scene, rng: np.random.Generator) -> Request | None:
-  shapes = sorted(scene.shapes, key=lambda s: s.x)
+  shapes = in_order(scene.shapes)
   where = ""
   if len(shapes) > _MAX_DESCRIBED:
     middle = scene.width / 2
@@ -195,6 +195,18 @@ def _describe(scene: Scene, rng: np.random.Generator) -> Request | None:
     f"Describe every object{where}.",
     _listed(shapes),
     tuple(shapes),
+  )
+
+
+def _at(scene: Scene, rng: np.random.Generator) -> Request | None:
+  count = min(int(rng.integers(2, 6)), len(scene.shapes))
+  chosen = [scene.shapes[i] for i in rng.permutation(len(scene.shapes))[:count]]
+  cells = [s.cell for s in scene.shapes]
+  chosen = [s for s in chosen if cells.count(s.cell) == 1]
+  if not chosen:
+    return None
+  return Request(
+    f"What is at {join([s.cell for s in chosen])}?", _listed(chosen), tuple(chosen)
   )
 
 
@@ -215,7 +227,7 @@ def _attribute(scene: Scene, rng: np.random.Generator) -> Request | None:
     question, value = open_ones[rng.integers(len(open_ones))] if open_ones else ("", "")
     if question:
       asked.append(question)
-      answers.append(f"{sentence(_tagged(f'the {name}', shape))} is {value}.")
+      answers.append(f"{sentence(_tagged(shape))} is {value}.")
       targets.append(shape)
   return Request(" ".join(asked), " ".join(answers), tuple(targets)) if asked else None
 
@@ -240,8 +252,7 @@ def _compare(scene: Scene, rng: np.random.Generator) -> Request | None:
     winner, loser = first, second
     question = f"Where is the {names[0]}, seen from the {names[1]}?"
     ending = f"is {relation}"
-  text = f"{_tagged(f'the {scene.name(winner)}', winner)} {ending} "
-  text += f"{_tagged(f'the {scene.name(loser)}', loser)}."
+  text = f"{_tagged(winner)} {ending} {_tagged(loser)}."
   return Request(question, sentence(text), (winner, loser))
 
 
@@ -255,16 +266,17 @@ def _repeat(scene: Scene, rng: np.random.Generator) -> Request | None:
   name = scene.name(shape)
   return Request(
     f'Repeat "{words}" and segment the {name}.',
-    f"{words} {sentence(_tagged(f'the {name}', shape))}.",
+    f"{words} {sentence(_tagged(shape))}.",
     (shape,),
   )
 
 
 TASKS: tuple[tuple[float, Callable[[Scene, np.random.Generator], Request | None]], ...] = (
-  (0.4, _segment),
-  (0.2, _list),
+  (0.3, _segment),
+  (0.25, _list),
   (0.2, _describe),
-  (0.15, _attribute),
-  (0.05, _repeat),
+  (0.1, _at),
+  (0.12, _attribute),
+  (0.03, _repeat),
 )
 """(share, maker) of each task; a maker gives None where the scene does not allow it."""

@@ -17,6 +17,8 @@ KINDS = (
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
 PATTERNS = ("plain", "striped", "dotted")
 SPLITS = ("train", "eval")
+COLUMNS = "ABCDEF"
+"""Of the map grid that is laid over every picture, left to right; its rows are 1 to 6 downwards."""
 CANVASES = ((192, 192), (168, 216), (216, 168))
 """Picture sizes in pixels: (height, width)."""
 
@@ -46,6 +48,8 @@ class Shape:
   angle: float = 0.0
   number: int = 0
   """N of the annotation's tag `<objN>`."""
+  cell: str = ""
+  """Where the centre lies on the map grid: column and row, such as "B2"."""
 
   @property
   def size(self) -> str:
@@ -66,6 +70,11 @@ class Shape:
     """The words of the given fields, then the noun (the kind unless given)."""
     words = {"size": self.size, "pattern": self.pattern, "colour": self.colour}
     return " ".join([words[f] for f in FIELDS if f in fields and words[f]] + [noun or self.kind])
+
+  @property
+  def located(self) -> str:
+    """The full phrase with the place before it, such as "B2 small plain red star"."""
+    return f"{self.cell} {self.phrase()}"
 
 
 @dataclass(frozen=True)
@@ -98,9 +107,13 @@ class Scene:
     )
 
   def of(self, **values: str) -> list[Shape]:
-    """The shapes with the given attribute values, left to right."""
-    chosen = [s for s in self.shapes if all(_value(s, f) == v for f, v in values.items())]
-    return sorted(chosen, key=lambda s: s.x)
+    """The shapes with the given attribute values, by column and then by row of the map grid."""
+    return in_order(s for s in self.shapes if all(_value(s, f) == v for f, v in values.items()))
+
+
+def in_order(shapes: Iterable[Shape]) -> list[Shape]:
+  """Shapes by column and then by row of the map grid, left to right within a cell."""
+  return sorted(shapes, key=lambda s: (s.cell, s.x))
 
 
 def _value(shape: Shape, field: str) -> str:
@@ -173,6 +186,11 @@ def _place(
   return placed
 
 
+def _cell(shape: Shape, height: int, width: int) -> str:
+  column, row = (int(len(COLUMNS) * c) for c in (shape.x / width, shape.y / height))
+  return f"{COLUMNS[column]}{row + 1}"
+
+
 def draft_scene(rng: np.random.Generator, split: str, kinds: tuple[str, ...] = ()) -> Scene:
   """Draws a scene that has the given kinds in its pool; visibility is not checked."""
   if split not in SPLITS:
@@ -186,7 +204,8 @@ def draft_scene(rng: np.random.Generator, split: str, kinds: tuple[str, ...] = (
     turned = []
     for number in rng.permutation(len(placed)):
       angle = float(np.deg2rad(rng.uniform(-20, 20))) if rng.random() < 0.6 else 0.0
-      turned.append(replace(placed[number], angle=angle))
+      cell = _cell(placed[number], height, width)
+      turned.append(replace(placed[number], angle=angle, cell=cell))
     numbers = rng.permutation(len(turned)) + 1
     final = tuple(replace(s, number=int(n)) for s, n in zip(turned, numbers, strict=True))
     return Scene(height, width, final, int(rng.integers(2**31)))
