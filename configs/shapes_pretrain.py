@@ -1,10 +1,10 @@
 """The shipped base model: a small Sa2VA that segments what it is told to, without reasoning.
 
-Source: ours, the last of four stages (CONTRIBUTING.md); it stands where Sa2VA-Qwen3-VL-4B stands
+Source: ours, the last of three stages (CONTRIBUTING.md); it stands where Sa2VA-Qwen3-VL-4B stands
 in the real recipe. Referring segmentation, lists, descriptions and attribute questions on the
 shapes world, now under the prompt and with the marks of a trace, so that every token and distance
 of a trace is known before there is reasoning; every parameter is trained.
-Hardware: two CPU cores, about 20 minutes after the stages before it.
+Hardware: two CPU cores, about 15 minutes after the stages before it.
 Command: python -m vrt_jax.train --config configs/shapes_pretrain.py
 """
 
@@ -15,7 +15,7 @@ def get_config() -> TrainConfig:
   """The recipe."""
   return TrainConfig(
     model=ModelConfig(seg_hidden="post_norm"),
-    base="runs/shapes_hints",
+    base="runs/shapes_language",
     data=DataConfig(
       shapes_task="framed",
       shapes_train_samples=8000,
@@ -26,7 +26,7 @@ def get_config() -> TrainConfig:
       learning_rate=5e-4,
       betas=(0.9, 0.98),
       batch_size=16,
-      steps=560,
+      steps=400,
       trainable="all",
     ),
     sft=SftLossConfig(dice_weight=5.0, num_points=800, oversample_ratio=1.0, importance_share=0.0),

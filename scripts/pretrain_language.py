@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Int32
 
 from scripts.described import (
   NUM_FEATURES,
@@ -110,14 +111,14 @@ class ToNamed(grain.transforms.RandomMap):
     )
 
 
-def shift_answers(batch: Batch, key: jax.Array) -> Batch:
-  """The batch with the positions from the answer on moved by a random number for each sample."""
-  labels, position_ids = batch.targets.labels, batch.text.position_ids
+def shift_answers(
+  position_ids: Int32[jax.Array, "3 B T"], labels: Int32[jax.Array, "B T"], key: jax.Array
+) -> Int32[jax.Array, "3 B T"]:
+  """The positions, those from the answer on moved by a random number for each sample."""
   start = jnp.argmax(labels != IGNORE_INDEX, axis=1)
   shift = jax.random.randint(key, start.shape, 0, MAX_SHIFT + 1)
   after = jnp.arange(labels.shape[1]) >= start[:, None]
-  moved = position_ids + jnp.where(after, shift[:, None], 0)
-  return batch.replace(text=batch.text.replace(position_ids=moved))
+  return position_ids + jnp.where(after, shift[:, None], 0)
 
 
 def train(args: Args) -> None:
@@ -131,9 +132,10 @@ def train(args: Args) -> None:
 
   def loss_fn(speaker: Speaker, batch: tuple[Batch, jax.Array, jax.Array], key: jax.Array):
     batch, features, described = batch
-    batch = shift_answers(batch, key)
+    shifted = shift_answers(batch.text.position_ids, batch.targets.labels, key)
     text = speaker.qwen.language_model
-    hidden = text.final_norm(speaker.qwen(batch.text, batch.vision))
+    inputs = batch.text.replace(position_ids=shifted)
+    hidden = text.final_norm(speaker.qwen(inputs, batch.vision))
     ce, count = cross_entropy(hidden, text.head_weight(), batch.targets.labels)
     positions, valid = batch.targets.seg_positions, batch.targets.seg_valid
     seg, objects = gather_positions(hidden, positions), gather_positions(features, positions)

@@ -59,7 +59,7 @@ class Args:
   """Glob of shapes records."""
   out: Path
   """Model directory to write."""
-  steps: int = 1000
+  steps: int = 600
   batch_size: int = 16
   objects: int = 5
   learning_rate: float = 1.5e-3

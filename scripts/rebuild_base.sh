@@ -4,12 +4,10 @@
 set -euo pipefail
 
 refer='runs/refer/shapes_train-*.tfrecord'
-python -m scripts.make_shapes --out runs/refer --train 20000 --task refer --seed 1000
+python -m scripts.make_shapes --out runs/refer --train 24000 --task refer --seed 1000
 python -m scripts.pretrain_perception --data "$refer" --out runs/shapes_perception
 python -m scripts.pretrain_language --base runs/shapes_perception --data "$refer" \
   --out runs/shapes_language
-python -m scripts.pretrain_perception --base runs/shapes_language --data "$refer" \
-  --out runs/shapes_hints --steps 700 --place-noise 0.25 --learning-rate 1e-3
 python -m vrt_jax.train --config configs/shapes_pretrain.py
 python -m scripts.ship_model --workdir runs/shapes_pretrain --name shapes_base
 python -m vrt_jax.train

@@ -10,7 +10,16 @@ from pycocotools import mask as coco_mask
 
 from vrt_jax.data import records, shapes
 from vrt_jax.data import shapes_questions as questions
-from vrt_jax.data.shapes_scene import COLOURS, KINDS, PATTERNS, Scene, Shape, is_held_out
+from vrt_jax.data.shapes_scene import (
+  COLOURS,
+  KINDS,
+  PATTERNS,
+  Scene,
+  Shape,
+  draft_scene,
+  in_order,
+  is_held_out,
+)
 from vrt_jax.metrics import match_ious, summarize
 
 NUM_TEXTS = 400
@@ -56,6 +65,18 @@ def test_names():
   scene = Scene(100, 100, (key, other, star), 0)
   assert [scene.name(s) for s in scene.shapes] == ["plain key", "striped key", "star"]
   assert star.phrase() == "large plain red star"
+
+
+def test_cells_divide_the_picture_into_six_by_six():
+  for i in range(20):
+    scene = draft_scene(np.random.default_rng((5, i)), "train")
+    for shape in scene.shapes:
+      column, row = "ABCDEF".index(shape.cell[0]), int(shape.cell[1]) - 1
+      assert column <= 6 * shape.x / scene.width < column + 1
+      assert row <= 6 * shape.y / scene.height < row + 1
+      assert shape.located == f"{shape.cell} {shape.phrase()}"
+    ordered = [s.cell for s in in_order(scene.shapes)]
+    assert ordered == sorted(ordered)
 
 
 def test_solvers_refuse_doubt():
@@ -124,7 +145,7 @@ def test_questions_hold(traces):
       radii = sorted(s.radius for s in trace.evidence)
       assert trace.answer.radius == radii["largest" in trace.question and -1]
     mentioned = re.sub(r" \(<\w+><obj\d+></\w+>\)", "", trace.reasoning).lower()
-    assert all(s.phrase() in mentioned for s in trace.evidence)
+    assert all(s.located.lower() in mentioned for s in trace.evidence)
 
 
 def test_trace_sample():

@@ -1,26 +1,36 @@
 """The pretraining scripts: what they know of objects, and their stages end to end."""
 
-import itertools
+import re
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from scripts import pretrain_language, pretrain_perception
 from scripts.described import (
   NUM_FEATURES,
   PROMPTS_FILE,
   WORDS,
+  PromptNet,
   describe,
   feature_loss,
   load_prompts,
   token_features,
 )
+from scripts.pretraining import make_optimizer
 from vrt_jax import model_directory
+from vrt_jax.config import LoraConfig, TextConfig, TrainConfig
 from vrt_jax.data import shapes
+from vrt_jax.data.records import serialize_train
+from vrt_jax.data.transforms import object_mask
+from vrt_jax.models.qwen3_vl.text import TextDecoder
 from vrt_jax.models.sa2va import Sa2VA
+from vrt_jax.models.sam2.prompt_encoder import RandomFourier
+from vrt_jax.train.setup import base_model
+from vrt_jax.types import IGNORE_INDEX
 
 
 def test_describe():
@@ -68,31 +78,101 @@ def test_feature_loss():
   assert feature_loss(-right, features, placed, valid)[1]["told"] == 0.0
 
 
+def test_a_prompt_is_an_encoded_point_plus_layers():
+  places = RandomFourier(8, nnx.Rngs(0))
+  net = PromptNet(8, places, nnx.Rngs(1))
+  net.fc2.weight[...] = jnp.zeros_like(net.fc2.weight[...])
+  features = np.zeros((3, NUM_FEATURES), np.float32)
+  features[:, :2] = [[-1, -1], [0, 0.5], [1, 1]]
+  np.testing.assert_allclose(
+    net(features), places(jnp.array([[0, 0], [0.5, 0.75], [1, 1]])), atol=1e-6
+  )
+
+
+def test_hint_moves_places_and_drops_words():
+  args = pretrain_perception.Args(data="", out="", place_noise=0.2, word_dropout=0.5)
+  features = jnp.ones((200, 5, NUM_FEATURES))
+  hinted = pretrain_perception.hint(features, jax.random.key(0), args)
+  moved = np.abs(np.asarray(hinted[..., :2] - 1.0))
+  assert 0.05 < moved.mean() < 0.15 and moved.min() > 0
+  words = np.asarray(hinted[..., 2:])
+  assert (words == words[..., :1]).all() and 0.4 < words.mean() < 0.6
+
+
+def test_shifted_answers():
+  labels = jnp.array([[IGNORE_INDEX, IGNORE_INDEX, 5, 6], [IGNORE_INDEX, 7, IGNORE_INDEX, 8]])
+  ids = jnp.broadcast_to(jnp.arange(4), (3, 2, 4))
+  moved = np.asarray(pretrain_language.shift_answers(ids, labels, jax.random.key(1)))
+  first, second = moved[0, 0, 2] - 2, moved[0, 1, 1] - 1
+  assert 0 <= first <= pretrain_language.MAX_SHIFT and first != second
+  for axis in moved:
+    np.testing.assert_array_equal(axis[0], [0, 1, 2 + first, 3 + first])
+    np.testing.assert_array_equal(axis[1], [0, 1 + second, 2 + second, 3 + second])
+
+
+def test_named_tokens_tell_of_the_next_object():
+  record = shapes.refer_sample(np.random.default_rng(4), "train")
+  loaded = base_model(TrainConfig(base=""))
+  to_named = pretrain_language.ToNamed(loaded.tokenizer, loaded.image)
+  example, features, described = to_named.random_map(
+    serialize_train(record), np.random.default_rng(0)
+  )
+  seg = np.flatnonzero(example.input_ids == loaded.tokenizer.seg_id)
+  candidate = record.annotation["generated_ver_data"]["candidates"][0]
+  tags = re.findall(r"<obj\d+>", candidate["answer_caption"])
+  assert len(tags) == len(seg) >= 2
+  objects = record.annotation["original_annotation"]["objects_anns"]
+  start = np.flatnonzero(example.labels != IGNORE_INDEX)[0]
+  for i, (tag, end) in enumerate(zip(tags, seg, strict=True)):
+    begin = start - 1 if i == 0 else seg[i - 1] + 1
+    rle = objects[tag]["segmentation"]
+    mask = object_mask(rle, tuple(rle["size"]), tag)
+    expected = describe(objects[tag]["caption"], mask)
+    assert described[begin : end + 1].all()
+    np.testing.assert_array_equal(
+      features[begin : end + 1], np.tile(expected, (end + 1 - begin, 1))
+    )
+  assert not described[: start - 1].any() and not described[seg[-1] + 1 :].any()
+
+
+def test_muon_turns_matrices_and_adam_the_rest():
+  decoder = TextDecoder(TextConfig(vocab_size=32, num_layers=2), LoraConfig(), nnx.Rngs(0))
+  params = nnx.state(decoder)
+  optimizer = make_optimizer(params, lambda step: 0.1)
+  grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  updates = {".".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(updates)}
+  for layer in updates["layers.self_attn.q_proj.weight"]:
+    values = np.linalg.svd(layer, compute_uv=False)
+    assert values.min() > 0.3 * values.max()  # near a multiple of an orthogonal matrix
+  for name in ("embed_tokens.weight", "layers.input_layernorm.weight", "norm.weight"):
+    np.testing.assert_allclose(np.abs(updates[name]), 0.1, rtol=0.01)  # the first step of Adam
+
+
 @pytest.mark.slow
 def test_stages(tmp_path):
   shapes.write_shapes(tmp_path, 8, 0, 0, task="refer", progress=False)
   data = str(tmp_path / "shapes_train-*.tfrecord")
-  eyes, words, hints = (tmp_path / name for name in ("eyes", "words", "hints"))
+  eyes, words = (tmp_path / name for name in ("eyes", "words"))
   pretrain_perception.train(
     pretrain_perception.Args(data=data, out=eyes, steps=2, batch_size=2, objects=2)
   )
   pretrain_language.train(
     pretrain_language.Args(base=eyes, data=data, out=words, steps=2, batch_size=2)
   )
-  pretrain_perception.train(
-    pretrain_perception.Args(
-      data=data, base=words, out=hints, steps=2, batch_size=2, objects=2, place_noise=0.3
-    )
+  models = [model_directory.load(str(path)).model for path in (eyes, words)]
+
+  def changes(read: Callable[[Sa2VA], jax.Array]) -> bool:
+    before, after = (np.asarray(read(model)) for model in models)
+    return not np.array_equal(before, after)
+
+  assert not changes(lambda m: m.sam2.mask_decoder.iou_token.weight[...])
+  assert changes(lambda m: m.qwen.language_model.embed_tokens.weight[...])
+  assert changes(lambda m: m.qwen.visual.patch_embed.proj.weight[...])
+  nets = [load_prompts(path / PROMPTS_FILE, 64) for path in (eyes, words)]
+  features = np.random.default_rng(0).normal(size=(4, NUM_FEATURES)).astype(np.float32)
+  np.testing.assert_array_equal(nets[0](features), nets[1](features))
+  np.testing.assert_array_equal(
+    nets[0].places.positional_encoding_gaussian_matrix[...],
+    models[0].sam2.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix[...],
   )
-  models = [model_directory.load(str(path)).model for path in (eyes, words, hints)]
-
-  def changes(read: Callable[[Sa2VA], jax.Array]) -> list[bool]:
-    values = [np.asarray(read(model)) for model in models]
-    return [not np.array_equal(a, b) for a, b in itertools.pairwise(values)]
-
-  assert changes(lambda m: m.sam2.mask_decoder.iou_token.weight[...]) == [False, True]
-  assert changes(lambda m: m.qwen.language_model.embed_tokens.weight[...]) == [True, False]
-  assert changes(lambda m: m.qwen.visual.patch_embed.proj.weight[...]) == [True, False]
-  prompts = [load_prompts(path / PROMPTS_FILE, 64) for path in (eyes, words, hints)]
-  for net in prompts[1:]:
-    np.testing.assert_array_equal(net.fc1.weight[...], prompts[0].fc1.weight[...])

@@ -188,7 +188,7 @@ def _relations(scene: Scene, rng: np.random.Generator) -> list[Trace]:
           Trace(
             question[rng.integers(2)],
             f"Start at {_ver(anchor)}. {_introduce(kind, stars)} "
-            f"The {answer.located} is {relation} the {name}.",
+            f"The {answer.cell} one is {relation} the {name}.",
             f"{_vea(answer)} is {relation} it.",
             (anchor, *stars),
             answer,
@@ -233,7 +233,7 @@ def _comparisons(scene: Scene, rng: np.random.Generator) -> list[Trace]:
       traces.append(
         Trace(
           question[rng.integers(2)],
-          f"{_introduce(noun, members)} The {answer.located} is the {word}.",
+          f"{_introduce(noun, members)} The {answer.cell} one is the {word}.",
           f"{_vea(answer)} is the {word}.",
           tuple(members),
           answer,
@@ -266,7 +266,7 @@ def _uses(scene: Scene, rng: np.random.Generator) -> list[Trace]:
           Trace(
             question[rng.integers(2)],
             f"{sentence(_ver(anchor))} is {anchor.colour}. "
-            f"{_introduce(noun, pool)} The {answer.located} is {anchor.colour} too.",
+            f"{_introduce(noun, pool)} The {answer.cell} one is {anchor.colour} too.",
             f"{_vea(answer)} {ending}",
             (anchor, *pool),
             answer,

@@ -205,9 +205,7 @@ def _at(scene: Scene, rng: np.random.Generator) -> Request | None:
   chosen = [s for s in chosen if cells.count(s.cell) == 1]
   if not chosen:
     return None
-  return Request(
-    f"What is at {join([s.cell for s in chosen])}?", _listed(chosen), tuple(chosen)
-  )
+  return Request(f"What is at {join([s.cell for s in chosen])}?", _listed(chosen), tuple(chosen))
 
 
 def _attribute(scene: Scene, rng: np.random.Generator) -> Request | None:
