@@ -57,7 +57,7 @@ class Args:
   """Glob of shapes records."""
   out: Path
   """Model directory to write."""
-  steps: int = 1600
+  steps: int = 1300
   batch_size: int = 16
   learning_rate: float = 1.5e-3
   prompt_weight: float = 1.0
