@@ -138,7 +138,7 @@ class DataConfig:
   """Train on reasoning and answer; False: the bare question and the answer."""
   keys: str = ""
   """JSON {"samples": [..]} with the keys of a subset; empty for all records."""
-  buckets: tuple[tuple[int, int], ...] = ((272, 144),)
+  buckets: tuple[tuple[int, int], ...] = ((288, 144),)
   """(tokens, patches) sizes, ascending; a batch takes the first that holds all its samples."""
   num_objects: int = 5
   """Masks a sample: repeated cyclically when it has fewer, a random choice when more."""
