@@ -151,8 +151,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-  """AdamW with linear warm-up and cosine decay to 0."""
+  """AdamW or Muon with linear warm-up and cosine decay to 0."""
 
+  optimizer: Literal["adamw", "muon"] = "adamw"
+  """muon: Muon for matrices of linear layers, at twice the learning rate, AdamW for the rest."""
   learning_rate: float = 8e-4
   betas: tuple[float, float] = (0.9, 0.999)
   weight_decay: float = 0.05

@@ -11,8 +11,9 @@ import torch
 from flax import nnx
 
 from tests import tiny
-from vrt_jax.config import OptimConfig
-from vrt_jax.train.optim import learning_rate_schedule, make_optimizer, trainable_filter
+from vrt_jax.config import LoraConfig, OptimConfig, TextConfig
+from vrt_jax.models.qwen3_vl.text import TextDecoder
+from vrt_jax.train.optim import learning_rate_schedule, make_optimizer, muon, trainable_filter
 
 
 def test_schedule_warms_up_and_falls_to_zero():
@@ -49,6 +50,20 @@ def test_updates_equal_torch_adamw_with_clipping():
   for k, leaf in leaves.items():
     np.testing.assert_allclose(params[k], leaf.detach().numpy(), rtol=1e-4, atol=1e-5)
     assert np.abs(params[k] - start[k]).max() > 1e-2
+
+
+def test_muon_turns_matrices_and_adam_the_rest():
+  decoder = TextDecoder(TextConfig(vocab_size=32, num_layers=2), LoraConfig(), nnx.Rngs(0))
+  params = nnx.state(decoder)
+  optimizer = muon(lambda step: 0.1, optax.adamw(0.1, weight_decay=0.0))
+  grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  updates = {".".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(updates)}
+  for layer in updates["layers.self_attn.q_proj.weight"]:
+    values = np.linalg.svd(layer, compute_uv=False)
+    assert values.min() > 0.3 * values.max()  # near a multiple of an orthogonal matrix
+  for name in ("embed_tokens.weight", "layers.input_layernorm.weight", "norm.weight"):
+    np.testing.assert_allclose(np.abs(updates[name]), 0.1, rtol=0.01)  # the first step of Adam
 
 
 def paths(trainable: str) -> tuple[set[str], set[str]]:

@@ -1,8 +1,10 @@
-"""AdamW, its schedule, and which parameters train."""
+"""AdamW and Muon, their schedule, and which parameters train."""
 
 from collections.abc import Callable
 
+import jax
 import optax
+import optax.contrib
 from flax import nnx
 
 from vrt_jax.config import OptimConfig
@@ -12,6 +14,12 @@ Filter = Callable[[tuple, object], bool]
 
 ADAPTER_MODULES = (("text_hidden_fcs",), ("sam2", "mask_decoder"))
 """Modules that train beside LoRA (reference: vrt_sa2va_4b_qwen3_sft)."""
+
+
+MATRIX_RATE = 2.0
+"""Learning rate of matrices that Muon trains, relative to that of all other parameters."""
+MIN_SIDE = 16
+"""Of a matrix that Muon trains."""
 
 
 def trainable_filter(trainable: str) -> Filter:
@@ -45,9 +53,43 @@ def learning_rate_schedule(config: OptimConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-  """Clipping by global norm, then AdamW."""
+  """Clipping by global norm, then AdamW, or `muon` where the configuration says so."""
   b1, b2 = config.betas
-  return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
-    optax.adamw(learning_rate_schedule(config), b1=b1, b2=b2, weight_decay=config.weight_decay),
+  schedule = learning_rate_schedule(config)
+  adamw = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=config.weight_decay)
+  rule = adamw if config.optimizer == "adamw" else muon(schedule, adamw)
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+
+
+def muon(
+  schedule: optax.Schedule, others: optax.GradientTransformation
+) -> optax.GradientTransformation:
+  """Muon for the matrices of linear layers, `others` for all other parameters.
+
+  Stacked layers have a matrix each; embedding tables and matrices with a side below `MIN_SIDE` are
+  no matrices here. Steps are scaled to the size of AdamW's, so that they share a learning rate.
+  Source: Jordan et al. 2024 (Muon); Liu et al., arXiv 2502.16982 (the scale).
+  """
+  matrices = optax.contrib.muon(
+    lambda step: MATRIX_RATE * schedule(step),
+    weight_decay=0.01,
+    consistent_rms=0.2,
+    muon_weight_dimension_numbers=lambda tree: jax.tree.map(
+      lambda _: optax.contrib.MuonDimensionNumbers(-1, -2), tree
+    ),
   )
+  return optax.partition({"matrix": matrices, "other": others}, _matrix_labels)
+
+
+def _matrix_labels(params: nnx.State) -> nnx.State:
+  return jax.tree_util.tree_map_with_path(
+    lambda path, v: v.replace("matrix" if _is_matrix(path, v) else "other"),
+    params,
+    is_leaf=lambda v: isinstance(v, nnx.Variable),
+  )
+
+
+def _is_matrix(path: tuple, variable: nnx.Variable) -> bool:
+  axes, sides = variable.get_metadata().get("axes", ()), variable.get_value().shape[-2:]
+  is_table = "vocab" in axes or "pos_embed" in jax.tree_util.keystr(path)
+  return len(axes) == 2 and min(sides) >= MIN_SIDE and not is_table

@@ -33,6 +33,10 @@ class Frozen:
     return nnx.merge(self.graphdef, trainable, self.params)
 
 
+def _is_on(mesh: Mesh, x: jax.Array) -> bool:
+  return isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh
+
+
 def create_state(
   model: Sa2VA, optimizer: optax.GradientTransformation, trainable: Filter, mesh: Mesh
 ) -> tuple[TrainState, Frozen]:
@@ -47,8 +51,9 @@ def create_state(
   train_params = jax.device_put(train_params, param_shardings(train_params, mesh))
   frozen = jax.device_put(frozen, param_shardings(frozen, mesh))
   whole = NamedSharding(mesh, PartitionSpec())
-  opt_state = jax.tree.map(  # moments are placed like their parameters, counters everywhere
-    lambda x: x if x.ndim else jax.device_put(x, whole), optimizer.init(train_params)
+  opt_state = jax.tree.map(  # moments are placed like their parameters, the rest everywhere
+    lambda x: x if _is_on(mesh, x) else jax.device_put(x, whole),
+    optimizer.init(train_params),
   )
   step = jax.device_put(jnp.zeros((), jnp.int32), whole)
   return TrainState(step, train_params, opt_state), Frozen(graphdef, frozen)
