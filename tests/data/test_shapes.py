@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from vrt_jax.data import records, shapes
+from vrt_jax.data import records, shapes, shapes_framed
 from vrt_jax.data import shapes_questions as questions
 from vrt_jax.data.shapes_scene import (
   COLOURS,
@@ -183,11 +183,42 @@ def test_framed_requests_have_the_marks_of_a_trace():
     assert before["question"] == after["question"] and plain.image == marked.image
     mentions = re.findall(r"\((<obj\d+>)\)", before["answer_caption"])
     assert re.findall(r"\(<ver>(<obj\d+>)</ver>\)", after["reasoning"]) == mentions
-    assert re.sub("</?ver>", "", after["reasoning"]) == before["answer_caption"]
     assert re.findall(r"\(<vea>(<obj\d+>)</vea>\)", after["answer_caption"]) == mentions[-1:]
     assert after["answer_objects"] == mentions[-1:]
     objects = marked.annotation["original_annotation"]["objects_anns"]
+    for tag in mentions:
+      assert re.search(rf"{objects[tag]['caption']} \(<ver>{tag}</ver>\)", after["reasoning"])
     assert objects[mentions[-1]]["caption"] in after["answer_caption"]
+
+
+def test_framed_remarks_are_true():
+  sorts = set()
+  for i in range(300):
+    rng = np.random.default_rng((14, i))
+    scene, request = shapes.refer_text(rng, "train")
+    _, answer = shapes_framed.framed(scene, request, rng)
+    said, last = answer.split("</vea>) ")[1].rstrip("."), request.answers[-1]
+    named = [s for s in scene.shapes if said.endswith(f"the {scene.name(s)}")]
+    if match := re.fullmatch(r"is the (largest|smallest)(?: (\w+))?", said):
+      pool = scene.of(kind=match[2]) if match[2] else scene.shapes
+      best = (max if match[1] == "largest" else min)(pool, key=lambda s: s.radius)
+      assert best == last
+    elif match := re.match(r"is (left of|right of|above|below) the", said):
+      (other,) = named
+      axis, sign = {"left of": ("x", -1), "right of": ("x", 1)}.get(
+        match[1], ("y", -1 if match[1] == "above" else 1)
+      )
+      assert sign * (getattr(last, axis) - getattr(other, axis)) > 0
+    elif match := re.match(r"has the same (colour|pattern)", said):
+      assert getattr(named[0], match[1]) == getattr(last, match[1])
+    elif match := re.match(r"is (nearest to|next to) the", said):
+      others = [s for s in scene.shapes if s != named[0]]
+      near = min(others, key=lambda s: np.hypot(s.x - named[0].x, s.y - named[0].y))
+      assert near == last
+    elif said != "is here":
+      assert last.colour in said or said == f"is {last.pattern}"
+    sorts.add(said.split(last.colour)[0][:11])
+  assert len(sorts) > 12
 
 
 def test_write_shapes(tmp_path):

@@ -26,8 +26,9 @@ from vrt_jax.data.records import (
   serialize_train,
 )
 from vrt_jax.data.shapes_draw import is_visible, make_scene, render
+from vrt_jax.data.shapes_framed import framed
 from vrt_jax.data.shapes_questions import FAMILIES, Trace
-from vrt_jax.data.shapes_refer import TASKS, Request, framed
+from vrt_jax.data.shapes_refer import TASKS, Request
 from vrt_jax.data.shapes_scene import SPLITS, Scene, draft_scene
 
 __all__ = [
@@ -153,11 +154,12 @@ def refer_sample(
 ) -> TrainRecord:
   """A referring request without a trace, for base training; `split` as in `trace_sample`.
 
-  `in_frame` writes its mentions where a trace has its evidence and the last one as the answer.
+  `in_frame` writes its mentions where a trace has its evidence and the last one as the answer, and
+  adds remarks.
   """
   scene, request = refer_text(rng, split)
   image, objects = _picture(scene)
-  reasoning, answer = framed(request) if in_frame else ("", request.answer_caption)
+  reasoning, answer = framed(scene, request, rng) if in_frame else ("", request.answer_caption)
   answers = request.answers[-1:] if in_frame else request.answers
   candidate = {
     "question": request.question,

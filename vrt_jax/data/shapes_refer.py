@@ -1,7 +1,6 @@
 """Base-training samples of the shapes world: referring segmentation without a trace."""
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,17 +32,6 @@ class Request:
   """In order of mention."""
 
 
-def framed(request: Request) -> tuple[str, str]:
-  """(reasoning, answer) with the marks of a trace but no reasoning.
-
-  The mentions become evidence, the last of them the answer: "The red key (<ver><obj2></ver>)." and
-  "The red key (<vea><obj2></vea>)."
-  """
-  last = request.answers[-1]
-  reasoning = re.sub(r"\((<obj\d+>)\)", r"(<ver>\1</ver>)", request.answer_caption)
-  return reasoning, f"The {last.located} (<vea>{last.tag}</vea>)."
-
-
 Phrases = list[tuple[str, Shape]]
 
 
@@ -51,7 +39,8 @@ def _tagged(shape: Shape) -> str:
   return f"the {shape.located} ({shape.tag})"
 
 
-def _listed(shapes: list[Shape]) -> str:
+def listed(shapes: Iterable[Shape]) -> str:
+  """ "The B2 plain red key (<obj3>), the C4 small blue lock (<obj1>)." """
   return sentence(", ".join(map(_tagged, shapes))) + "."
 
 
@@ -155,7 +144,7 @@ def _segment(scene: Scene, rng: np.random.Generator) -> Request | None:
   verb = ("Please segment", "Segment", "Show me")[rng.integers(3)]
   return Request(
     f"{verb} {join([f'the {phrase}' for phrase, _ in chosen])}.",
-    _listed([s for _, s in chosen]),
+    listed([s for _, s in chosen]),
     tuple(s for _, s in chosen),
   )
 
@@ -175,7 +164,7 @@ def _list(scene: Scene, rng: np.random.Generator) -> Request | None:
   question = (f"List every {noun}.", f"List the {plural(noun)}.", f"Segment every {noun}.")
   return Request(
     question[rng.integers(3)],
-    _listed(groups[noun]),
+    listed(groups[noun]),
     tuple(groups[noun]),
   )
 
@@ -193,7 +182,7 @@ def _describe(scene: Scene, rng: np.random.Generator) -> Request | None:
     return None
   return Request(
     f"Describe every object{where}.",
-    _listed(shapes),
+    listed(shapes),
     tuple(shapes),
   )
 
@@ -205,7 +194,7 @@ def _at(scene: Scene, rng: np.random.Generator) -> Request | None:
   chosen = [s for s in chosen if cells.count(s.cell) == 1]
   if not chosen:
     return None
-  return Request(f"What is at {join([s.cell for s in chosen])}?", _listed(chosen), tuple(chosen))
+  return Request(f"What is at {join([s.cell for s in chosen])}?", listed(chosen), tuple(chosen))
 
 
 def _attribute(scene: Scene, rng: np.random.Generator) -> Request | None:

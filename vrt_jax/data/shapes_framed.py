@@ -1,0 +1,113 @@
+"""Base-training samples with the marks of a trace: what was asked for, and remarks on it."""
+
+import re
+
+import numpy as np
+
+from vrt_jax.data import shapes_questions as questions
+from vrt_jax.data.shapes_questions import join, sentence
+from vrt_jax.data.shapes_refer import Request, listed
+from vrt_jax.data.shapes_scene import Scene, Shape
+
+_MAX_REMARKED = 4
+"""Mentions of a sample that still has room for a remark; with more, the answer has none either."""
+_USES = {
+  "key": ("opens {} locks", "opens a {} lock"),
+  "lock": ("is where a {} key fits", "is the one that a {} key opens"),
+  "plug": ("fits {} sockets", "fits a {} socket"),
+  "socket": ("is where a {} plug fits", "is the one that a {} plug fits"),
+}
+
+
+def _predicates(scene: Scene, shape: Shape) -> list[list[str]]:
+  """True predicates of a shape, by sort."""
+  names = {other: scene.name(other) for other in scene.shapes if other != shape}
+  sorts = [
+    [f"is {shape.colour}", f"is {shape.pattern}"],
+    [use.format(shape.colour) for use in _USES.get(shape.kind, ())],
+    [
+      f"is the {word} {noun}" if noun else f"is the {word}"
+      for word in ("largest", "smallest")
+      for noun, pool in (("", list(scene.shapes)), (shape.kind, scene.of(kind=shape.kind)))
+      if questions.extreme(pool, word) == shape
+    ],
+    [
+      f"is {relation} the {name}"
+      for other, name in names.items()
+      for relation in questions.DIRECTIONS
+      if questions.offset(shape, other, relation) >= questions.MARGIN_PX
+    ],
+    [
+      f"is {words} the {name}"
+      for other, name in names.items()
+      if questions.nearest(list(scene.shapes), other) == shape
+      for words in ("nearest to", "next to")
+    ],
+    [
+      f"has the same {field} as the {name}"
+      for other, name in names.items()
+      for field in ("colour", "pattern")
+      if getattr(other, field) == getattr(shape, field)
+    ],
+  ]
+  return [predicates for predicates in sorts if predicates]
+
+
+def _predicate(scene: Scene, shape: Shape, rng: np.random.Generator) -> str:
+  sorts = _predicates(scene, shape)
+  chosen = sorts[rng.integers(len(sorts))]
+  return chosen[rng.integers(len(chosen))]
+
+
+def _contrast(first: Shape, second: Shape, rng: np.random.Generator) -> str:
+  """ "The B2 one is red, the C4 one too." """
+  field = ("colour", "pattern")[rng.integers(2)]
+  value, other = getattr(first, field), getattr(second, field)
+  rest = f"the {second.cell} one"
+  ending = f"{rest} is {other} too" if value == other else f"but {rest} is {other}"
+  return f"The {first.cell} one is {value}, {ending}."
+
+
+def _remark(scene: Scene, shapes: tuple[Shape, ...], rng: np.random.Generator) -> str:
+  if len(shapes) > 1 and rng.random() < 0.3:
+    first, second = rng.permutation(len(shapes))[:2]
+    return _contrast(shapes[first], shapes[second], rng)
+  shape = shapes[rng.integers(len(shapes))]
+  subject = "It" if len(shapes) == 1 else f"The {shape.cell} one"
+  return f"{subject} {_predicate(scene, shape, rng)}."
+
+
+def _opening(shapes: tuple[Shape, ...], rng: np.random.Generator) -> str:
+  """The mentions as evidence, in one of several wordings."""
+  mentions = [f"the {s.located} (<ver>{s.tag}</ver>)" for s in shapes]
+  nouns = {s.kind for s in shapes}
+  subject = questions.plural(nouns.pop() if len(nouns) == 1 else "object")
+  if len(shapes) == 1:
+    one = ("It is {}.", "There is {}.", "Start at {}.")
+    return one[rng.integers(3)].format(mentions[0])
+  several = (
+    f"{sentence(', '.join(mentions))}.",
+    f"The {subject} are {join(mentions)}.",
+    f"Start at {mentions[0]}. Then there is {join(mentions[1:])}.",
+  )
+  return several[rng.integers(3)]
+
+
+def framed(scene: Scene, request: Request, rng: np.random.Generator) -> tuple[str, str]:
+  """(reasoning, answer) with the marks of a trace but without reasoning.
+
+  The mentions become evidence, the last of them the answer; where there is room, remarks say what
+  is true of them, whatever was asked: "The keys are the A2 red key (<ver><obj2></ver>) and the B5
+  plain blue key (<ver><obj1></ver>). The A2 one is the largest." and "The B5 plain blue key
+  (<vea><obj1></vea>) is plain."
+  """
+  shapes = request.answers
+  if request.answer_caption == listed(shapes):
+    reasoning = _opening(shapes, rng)
+  else:
+    reasoning = re.sub(r"\((<obj\d+>)\)", r"(<ver>\1</ver>)", request.answer_caption)
+  last, ending = shapes[-1], "is here"
+  if len(shapes) <= _MAX_REMARKED:
+    reasoning += " " + _remark(scene, shapes, rng)
+    ending = ending if rng.random() < 0.2 else _predicate(scene, last, rng)
+  return reasoning, f"The {last.located} (<vea>{last.tag}</vea>) {ending}."
