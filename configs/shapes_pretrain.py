@@ -1,11 +1,11 @@
 """The shipped base model: a small Sa2VA that segments what it is told to, without reasoning.
 
-Source: ours, the last of three stages (CONTRIBUTING.md); it stands where Sa2VA-Qwen3-VL-4B stands
+Source: ours, the last of four stages (CONTRIBUTING.md); it stands where Sa2VA-Qwen3-VL-4B stands
 in the real recipe. Referring segmentation, lists, descriptions and attribute questions on the
 shapes world, now under the prompt and with the marks of a trace, so that every token and distance
 of a trace is known before there is reasoning, and with remarks on what is seen in words that traces
 need; every parameter is trained.
-Hardware: two CPU cores, about 15 minutes after the stages before it.
+Hardware: two CPU cores, about 31 minutes after the stages before it.
 Command: python -m vrt_jax.train --config configs/shapes_pretrain.py
 """
 

@@ -1,8 +1,8 @@
-"""Second stage of the shipped base model: words. Trains language on eyes that already see.
+"""Third stage of the shipped base model: language, on eyes that see and words that find.
 
     python -m scripts.pretrain_language --base DIR --data 'DIR/shapes_train-*.tfrecord' --out DIR
 
-`--base` is what scripts.pretrain_perception wrote. The text is learned as in SFT; each [SEG] learns
+`--base` is what scripts.pretrain_grounding wrote. The text is learned as in SFT; each [SEG] learns
 from the first stage's prompt network which prompt its object has; and from the start of the answer
 on every token must tell a linear reader all about the object whose [SEG] comes next, so that the
 model looks for an object before it writes about it. Masks are not drawn, so a step is cheap.
@@ -52,12 +52,12 @@ class Args:
   """Trains the language model and the [SEG] prompts on referring requests."""
 
   base: Path
-  """Model directory of the first stage."""
+  """Model directory of the second stage."""
   data: str
   """Glob of shapes records."""
   out: Path
   """Model directory to write."""
-  steps: int = 1300
+  steps: int = 800
   batch_size: int = 16
   learning_rate: float = 1.5e-3
   prompt_weight: float = 1.0

@@ -5,7 +5,7 @@
 The real recipe starts from released weights of both; this stands in their place. SAM 2 learns to
 segment the object that a prompt describes by its place and the words of its caption; each visual
 token learns to tell the same of the object that it shows. The small networks that make prompts and
-read tokens are thrown away, but for the first, which the second stage learns from.
+read tokens are thrown away, but for the first, which scripts.pretrain_language learns from.
 """
 
 import sys

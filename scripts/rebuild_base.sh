@@ -6,7 +6,9 @@ set -euo pipefail
 refer='runs/refer/shapes_train-*.tfrecord'
 python -m scripts.make_shapes --out runs/refer --train 24000 --task refer --seed 1000
 python -m scripts.pretrain_perception --data "$refer" --out runs/shapes_perception
-python -m scripts.pretrain_language --base runs/shapes_perception --data "$refer" \
+python -m scripts.pretrain_grounding --base runs/shapes_perception --data "$refer" \
+  --out runs/shapes_grounding
+python -m scripts.pretrain_language --base runs/shapes_grounding --data "$refer" \
   --out runs/shapes_language
 python -m vrt_jax.train --config configs/shapes_pretrain.py
 python -m scripts.ship_model --workdir runs/shapes_pretrain --name shapes_base

@@ -180,15 +180,33 @@ def test_framed_requests_have_the_marks_of_a_trace():
       for in_frame in (False, True)
     )
     before, after = (r.annotation["generated_ver_data"]["candidates"][0] for r in (plain, marked))
-    assert before["question"] == after["question"] and plain.image == marked.image
+    assert after["question"].startswith(before["question"]) and plain.image == marked.image
     mentions = re.findall(r"\((<obj\d+>)\)", before["answer_caption"])
     assert re.findall(r"\(<ver>(<obj\d+>)</ver>\)", after["reasoning"]) == mentions
-    assert re.findall(r"\(<vea>(<obj\d+>)</vea>\)", after["answer_caption"]) == mentions[-1:]
-    assert after["answer_objects"] == mentions[-1:]
+    answers = re.findall(r"\(<vea>(<obj\d+>)</vea>\)", after["answer_caption"])
+    assert after["answer_objects"] == answers and len(answers) == 1
+    told = after["question"] != before["question"]
+    assert answers[0] in mentions if told else answers == mentions[-1:]
     objects = marked.annotation["original_annotation"]["objects_anns"]
     for tag in mentions:
       assert re.search(rf"{objects[tag]['caption']} \(<ver>{tag}</ver>\)", after["reasoning"])
-    assert objects[mentions[-1]]["caption"] in after["answer_caption"]
+    assert objects[answers[0]]["caption"] in after["answer_caption"]
+
+
+def test_framed_questions_tell_the_answer():
+  places = set()
+  for i in range(200):
+    rng = np.random.default_rng((15, i))
+    scene, request = shapes.refer_text(rng, "train")
+    text = shapes_framed.framed(scene, request, rng)
+    match = re.search(r" Which is the ([a-z ]+)\?$", text.question.removeprefix(request.question))
+    if not match:
+      assert text.answer == request.answers[-1]
+      continue
+    words = set(match[1].split()) - {"one"}
+    assert [s for s in request.answers if words <= set(s.phrase().split())] == [text.answer]
+    places.add((request.answers.index(text.answer), len(request.answers)))
+  assert {(0, 3), (1, 3), (2, 3)} <= places
 
 
 def test_framed_remarks_are_true():
@@ -196,8 +214,8 @@ def test_framed_remarks_are_true():
   for i in range(300):
     rng = np.random.default_rng((14, i))
     scene, request = shapes.refer_text(rng, "train")
-    _, answer = shapes_framed.framed(scene, request, rng)
-    said, last = answer.split("</vea>) ")[1].rstrip("."), request.answers[-1]
+    _, _, answer, last = shapes_framed.framed(scene, request, rng)
+    said = answer.split("</vea>) ")[1].rstrip(".")
     named = [s for s in scene.shapes if said.endswith(f"the {scene.name(s)}")]
     if match := re.fullmatch(r"is the (largest|smallest)(?: (\w+))?", said):
       pool = scene.of(kind=match[2]) if match[2] else scene.shapes

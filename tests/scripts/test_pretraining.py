@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from scripts import pretrain_language, pretrain_perception
+from scripts import pretrain_grounding, pretrain_language, pretrain_perception
 from scripts.described import (
   NUM_FEATURES,
   PROMPTS_FILE,
@@ -133,23 +133,63 @@ def test_named_tokens_tell_of_the_next_object():
   assert not described[: start - 1].any() and not described[seg[-1] + 1 :].any()
 
 
+def test_phrases_name_one_object_each():
+  captions = ["small plain red key", "plain red key", "large dotted blue lock"]
+  found = [
+    pair
+    for i in range(50)
+    for pair in pretrain_grounding.phrases(captions, np.random.default_rng(i))
+  ]
+  for phrase, index in found:
+    words = set(phrase.split()) - {"object"}
+    assert [words <= set(c.split()) for c in captions].count(True) == 1
+    assert words <= set(captions[index].split())
+  said = {phrase for phrase, _ in found}
+  assert {"lock", "blue object", "small key"} <= said
+  assert not any(index == 1 for _, index in found)  # all its words are true of the first as well
+
+
+def test_phrases_end_where_their_objects_are_told():
+  record = shapes.refer_sample(np.random.default_rng(4), "train")
+  loaded = base_model(TrainConfig(base=""))
+  to_phrases = pretrain_grounding.ToPhrases(loaded.tokenizer, loaded.image)
+  prompt, features, ends = to_phrases.random_map(serialize_train(record), np.random.default_rng(0))
+  objects = record.annotation["original_annotation"]["objects_anns"].values()
+  captions = [set(o["caption"].split()) for o in objects]
+  text = loaded.tokenizer.decode(prompt.input_ids).split("<|vision_end|>\n")[1].split(".")[0]
+  said = text.split(", ")
+  assert len(said) == ends.sum() > 3 and not features[~ends].any()
+  for phrase, end in zip(said, np.flatnonzero(ends), strict=True):
+    told = {WORDS[i] for i in np.flatnonzero(features[end, 2:])}
+    assert told in captions and set(phrase.split()) - {"the", "object"} <= told
+    assert phrase.endswith(loaded.tokenizer.decode([prompt.input_ids[end]]).strip())
+
+
 @pytest.mark.slow
 def test_stages(tmp_path):
   shapes.write_shapes(tmp_path, 8, 0, 0, task="refer", progress=False)
   data = str(tmp_path / "shapes_train-*.tfrecord")
-  eyes, words = (tmp_path / name for name in ("eyes", "words"))
+  eyes, search, words = (tmp_path / name for name in ("eyes", "search", "words"))
   pretrain_perception.train(
     pretrain_perception.Args(data=data, out=eyes, steps=2, batch_size=2, objects=2)
   )
-  pretrain_language.train(
-    pretrain_language.Args(base=eyes, data=data, out=words, steps=2, batch_size=2)
+  pretrain_grounding.train(
+    pretrain_grounding.Args(base=eyes, data=data, out=search, steps=2, batch_size=2)
   )
-  models = [model_directory.load(str(path)).model for path in (eyes, words)]
+  pretrain_language.train(
+    pretrain_language.Args(base=search, data=data, out=words, steps=2, batch_size=2)
+  )
+  models = [model_directory.load(str(path)).model for path in (eyes, search, words)]
 
-  def changes(read: Callable[[Sa2VA], jax.Array]) -> bool:
-    before, after = (np.asarray(read(model)) for model in models)
-    return not np.array_equal(before, after)
+  def changes(read: Callable[[Sa2VA], jax.Array], first: int = 0, last: int = 2) -> bool:
+    return not np.array_equal(*(np.asarray(read(models[i])) for i in (first, last)))
 
+  def projections(model: Sa2VA) -> jax.Array:
+    return model.qwen.language_model.layers.self_attn.q_proj.weight[...]
+
+  assert changes(lambda m: projections(m)[:3], 0, 1)
+  assert not changes(lambda m: projections(m)[3:], 0, 1)
+  assert not changes(lambda m: m.qwen.visual.patch_embed.proj.weight[...], 0, 1)
   assert not changes(lambda m: m.sam2.mask_decoder.iou_token.weight[...])
   assert changes(lambda m: m.qwen.language_model.embed_tokens.weight[...])
   assert changes(lambda m: m.qwen.visual.patch_embed.proj.weight[...])

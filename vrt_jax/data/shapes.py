@@ -154,17 +154,21 @@ def refer_sample(
 ) -> TrainRecord:
   """A referring request without a trace, for base training; `split` as in `trace_sample`.
 
-  `in_frame` writes its mentions where a trace has its evidence and the last one as the answer, and
-  adds remarks.
+  `in_frame` writes its mentions where a trace has its evidence, one of them as the answer, and adds
+  remarks.
   """
   scene, request = refer_text(rng, split)
   image, objects = _picture(scene)
-  reasoning, answer = framed(scene, request, rng) if in_frame else ("", request.answer_caption)
-  answers = request.answers[-1:] if in_frame else request.answers
+  if in_frame:
+    question, reasoning, answer_caption, answer = framed(scene, request, rng)
+    answers = (answer,)
+  else:
+    question, reasoning, answer_caption = request.question, "", request.answer_caption
+    answers = request.answers
   candidate = {
-    "question": request.question,
+    "question": question,
     "reasoning": reasoning,
-    "answer_caption": answer,
+    "answer_caption": answer_caption,
     "answer_objects": list(dict.fromkeys(s.tag for s in answers)),
   }
   return _train_record(key, image, objects, candidate)

@@ -1,6 +1,7 @@
 """Base-training samples with the marks of a trace: what was asked for, and remarks on it."""
 
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,12 +12,23 @@ from vrt_jax.data.shapes_scene import Scene, Shape
 
 _MAX_REMARKED = 4
 """Mentions of a sample that still has room for a remark; with more, the answer has none either."""
+_TOLD = 0.75
+"""Share of the lists with several mentions whose question tells which one is the answer."""
 _USES = {
   "key": ("opens {} locks", "opens a {} lock"),
   "lock": ("is where a {} key fits", "is the one that a {} key opens"),
   "plug": ("fits {} sockets", "fits a {} socket"),
   "socket": ("is where a {} plug fits", "is the one that a {} plug fits"),
 }
+
+
+class FramedText(NamedTuple):
+  """What `framed` makes of a request; `answer` is the shape in <vea>."""
+
+  question: str
+  reasoning: str
+  answer_caption: str
+  answer: Shape
 
 
 def _predicates(scene: Scene, shape: Shape) -> list[list[str]]:
@@ -68,11 +80,13 @@ def _contrast(first: Shape, second: Shape, rng: np.random.Generator) -> str:
   return f"The {first.cell} one is {value}, {ending}."
 
 
-def _remark(scene: Scene, shapes: tuple[Shape, ...], rng: np.random.Generator) -> str:
+def _remark(
+  scene: Scene, shapes: tuple[Shape, ...], answer: Shape, rng: np.random.Generator
+) -> str:
   if len(shapes) > 1 and rng.random() < 0.3:
     first, second = rng.permutation(len(shapes))[:2]
     return _contrast(shapes[first], shapes[second], rng)
-  shape = shapes[rng.integers(len(shapes))]
+  shape = answer if rng.random() < 0.5 else shapes[rng.integers(len(shapes))]
   subject = "It" if len(shapes) == 1 else f"The {shape.cell} one"
   return f"{subject} {_predicate(scene, shape, rng)}."
 
@@ -93,21 +107,42 @@ def _opening(shapes: tuple[Shape, ...], rng: np.random.Generator) -> str:
   return several[rng.integers(3)]
 
 
-def framed(scene: Scene, request: Request, rng: np.random.Generator) -> tuple[str, str]:
-  """(reasoning, answer) with the marks of a trace but without reasoning.
+def _singled_out(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[str, Shape] | None:
+  """One of several mentions and words that are true of it alone: "blue key", "striped one"."""
+  told = []
+  for fields in ((), ("colour",), ("pattern",), ("size",), ("pattern", "colour")):
+    for noun in ("", "one") if fields else ("",):
+      phrases = [s.phrase(fields, noun) for s in shapes]
+      told += [
+        (phrase, shape)
+        for phrase, shape in zip(phrases, shapes, strict=True)
+        if phrases.count(phrase) == 1 and (shape.size or "size" not in fields)
+      ]
+  return told[rng.integers(len(told))] if told else None
 
-  The mentions become evidence, the last of them the answer; where there is room, remarks say what
-  is true of them, whatever was asked: "The keys are the A2 red key (<ver><obj2></ver>) and the B5
-  plain blue key (<ver><obj1></ver>). The A2 one is the largest." and "The B5 plain blue key
-  (<vea><obj1></vea>) is plain."
+
+def framed(scene: Scene, request: Request, rng: np.random.Generator) -> FramedText:
+  """A request with the marks of a trace but without reasoning.
+
+  The mentions become evidence, and the one that is told to be, or else the last, the answer. Where
+  there is room, remarks say what is true of them, whatever was asked: "List the keys. Which is
+  the red one?", "The keys are the A2 red key (<ver><obj2></ver>) and the B5 plain blue key
+  (<ver><obj1></ver>). The A2 one is the largest." and "The A2 red key (<vea><obj2></vea>) is
+  plain."
   """
-  shapes = request.answers
+  shapes, question, answer = request.answers, request.question, request.answers[-1]
   if request.answer_caption == listed(shapes):
     reasoning = _opening(shapes, rng)
+    chosen = _singled_out(shapes, rng) if len(shapes) > 1 and rng.random() < _TOLD else None
+    if chosen:
+      phrase, answer = chosen
+      question += f" Which is the {phrase}?"
   else:
     reasoning = re.sub(r"\((<obj\d+>)\)", r"(<ver>\1</ver>)", request.answer_caption)
-  last, ending = shapes[-1], "is here"
+  ending = "is here"
   if len(shapes) <= _MAX_REMARKED:
-    reasoning += " " + _remark(scene, shapes, rng)
-    ending = ending if rng.random() < 0.2 else _predicate(scene, last, rng)
-  return reasoning, f"The {last.located} (<vea>{last.tag}</vea>) {ending}."
+    reasoning += " " + _remark(scene, shapes, answer, rng)
+    ending = ending if rng.random() < 0.2 else _predicate(scene, answer, rng)
+  return FramedText(
+    question, reasoning, f"The {answer.located} (<vea>{answer.tag}</vea>) {ending}.", answer
+  )

@@ -120,26 +120,26 @@ def _minimal(scene: Scene) -> Phrases:
 
 
 _PHRASE_SORTS: tuple[tuple[float, Callable[[Scene], Phrases]], ...] = (
-  (0.3, _minimal),
-  (0.14, _over_specified),
-  (0.1, _single_attributes),
-  (0.1, _superlatives),
-  (0.08, _ends),
-  (0.12, _relations),
-  (0.08, _nearest),
-  (0.08, _same_colour),
+  (0.4, _minimal),
+  (0.12, _over_specified),
+  (0.14, _single_attributes),
+  (0.08, _superlatives),
+  (0.05, _ends),
+  (0.09, _relations),
+  (0.06, _nearest),
+  (0.06, _same_colour),
 )
 
 
 def _segment(scene: Scene, rng: np.random.Generator) -> Request | None:
   shares = [share for share, _ in _PHRASE_SORTS]
   chosen: Phrases = []
-  for _ in range(int(rng.integers(2, 6))):
+  for _ in range(int(rng.integers(1, 6))):
     phrases = _PHRASE_SORTS[rng.choice(len(shares), p=shares)][1](scene)
     phrases = [p for p in phrases if p[1] not in [s for _, s in chosen]]
     if phrases:
       chosen.append(phrases[rng.integers(len(phrases))])
-  if len(chosen) < 2:
+  if not chosen:
     return None
   verb = ("Please segment", "Segment", "Show me")[rng.integers(3)]
   return Request(
