@@ -34,6 +34,7 @@ from vrt_jax.data.transforms import Prompt, make_prompt, object_mask, pad_inputs
 from vrt_jax.models.layers import Linear
 from vrt_jax.models.qwen3_vl.model import Qwen3VL
 from vrt_jax.runtime import batch_sharding, make_mesh, use_cpu_cores
+from vrt_jax.train.optim import trainable_filter
 from vrt_jax.types import TextInputs, VisionInputs
 
 BUCKET = (104, 144)
@@ -121,21 +122,31 @@ class ToPhrases(grain.transforms.RandomMap):
     return prompt, features, np.isin(np.arange(BUCKET[0]), ends)
 
 
+def first_layers(qwen: Qwen3VL, count: int) -> None:
+  """Cuts the text decoder down to its first `count` layers."""
+  decoder = qwen.language_model
+  graphdef, params = nnx.split(decoder.layers)
+  decoder.layers = nnx.merge(graphdef, jax.tree.map(lambda p: p[:count], params))
+  decoder.config = dataclasses.replace(decoder.config, num_layers=count)
+
+
+def is_text(path: tuple, variable: nnx.Variable) -> bool:
+  """Whether a parameter is outside the vision tower."""
+  return "visual" not in path and trainable_filter("all")(path, variable)
+
+
 def train(args: Args) -> None:
   """Trains and writes the model directory."""
   use_cpu_cores(args.batch_size)
   loaded = model_directory.load(str(args.base))
   model, side = loaded.model, int(loaded.model.config.vision.num_position_embeddings**0.5)
+  qwen = nnx.clone(model.qwen)
+  first_layers(qwen, args.layers)
 
   def loss_fn(finder: Finder, batch: PhraseBatch, key: jax.Array):
     del key
     text, vision, features, ends = batch
-    decoder, tower = finder.qwen.language_model, finder.qwen.visual
-    graphdef, params = nnx.split(decoder.layers)
-    decoder.layers = nnx.merge(graphdef, jax.tree.map(lambda p: p[: args.layers], params))
-    decoder.config = dataclasses.replace(decoder.config, num_layers=args.layers)
-    nnx.update(tower, jax.tree.map(jax.lax.stop_gradient, nnx.state(tower)))
-    hidden = decoder.final_norm(finder.qwen(text, vision))
+    hidden = finder.qwen.language_model.final_norm(finder.qwen(text, vision))
     return feature_loss(finder.reader(hidden), features, ends, ends)
 
   def batch_fn(samples: list[Sample]) -> PhraseBatch:
@@ -149,7 +160,7 @@ def train(args: Args) -> None:
     return jax.device_put(batch, (text, rows, rows, rows))
 
   trained = fit(
-    Finder(model.qwen, nnx.Rngs(args.seed + 3)),
+    Finder(qwen, nnx.Rngs(args.seed + 3)),
     loss_fn,
     stream(
       args.data, ToPhrases(loaded.tokenizer, loaded.image), args.batch_size, args.seed, batch_fn
@@ -160,8 +171,11 @@ def train(args: Args) -> None:
     learning_rate=args.learning_rate,
     seed=args.seed,
     name="grounding",
+    trainable=is_text,
   )
-  nnx.update(model.qwen, nnx.state(trained.qwen))
+  whole = nnx.state(model.qwen)
+  found = jax.device_get(nnx.state(trained.qwen))
+  nnx.update(model.qwen, jax.tree.map(lambda old, new: old.at[: len(new)].set(new), whole, found))
   model_directory.save(args.out, model, loaded.tokenizer, loaded.image)
   shutil.copyfile(args.base / PROMPTS_FILE, args.out / PROMPTS_FILE)
 

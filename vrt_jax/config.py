@@ -155,8 +155,8 @@ class OptimConfig:
 
   optimizer: Literal["adamw", "muon"] = "adamw"
   """muon: Muon for matrices of linear layers, at twice the learning rate, AdamW for the rest."""
-  learning_rate: float = 8e-4
-  betas: tuple[float, float] = (0.9, 0.999)
+  learning_rate: float = 2e-3
+  betas: tuple[float, float] = (0.9, 0.98)
   weight_decay: float = 0.05
   clip_norm: float = 1.0
   warmup_share: float = 0.05

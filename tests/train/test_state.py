@@ -1,6 +1,7 @@
 """The training state: dtypes, placement, and the table of parameters."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,13 @@ from vrt_jax.train.state import Frozen, TrainState, create_state, parameter_coun
 CONFIG = tiny.train_config()
 
 
-def state_of(compute_dtype: str) -> tuple[TrainState, Frozen, Sa2VA]:
+def state_of(
+  compute_dtype: str, optimizer: Literal["adamw", "muon"] = "adamw"
+) -> tuple[TrainState, Frozen, Sa2VA]:
+  rule = make_optimizer(dataclasses.replace(CONFIG.optim, optimizer=optimizer))
   config = dataclasses.replace(CONFIG.model, compute_dtype=compute_dtype)
   model = tiny.random_model(config)
-  state, frozen = create_state(
-    model, make_optimizer(CONFIG.optim), trainable_filter("adapters"), make_mesh(MeshConfig())
-  )
+  state, frozen = create_state(model, rule, trainable_filter("adapters"), make_mesh(MeshConfig()))
   return state, frozen, model
 
 
@@ -43,8 +45,10 @@ def test_frozen_parameters_take_the_compute_dtype_and_trained_ones_float32():
   assert {x.dtype for x in floats} == {jnp.dtype("float32")}
 
 
-def test_every_array_lives_on_the_mesh():
-  state, frozen, _ = state_of("float32")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_array_lives_on_the_mesh(optimizer: str):
+  state, frozen, _ = state_of("float32", optimizer)
+  assert len(jax.tree.leaves(state.opt_state)) > 10
   for leaf in jax.tree.leaves((state, frozen)):
     assert leaf.sharding.mesh.axis_names == ("data", "fsdp", "tensor")
 
