@@ -53,7 +53,7 @@ class Args:
   """Glob of shapes records."""
   out: Path
   """Model directory to write."""
-  steps: int = 300
+  steps: int = 900
   batch_size: int = 32
   learning_rate: float = 1.5e-3
   layers: int = 3

@@ -57,7 +57,7 @@ class Args:
   """Glob of shapes records."""
   out: Path
   """Model directory to write."""
-  steps: int = 800
+  steps: int = 1200
   batch_size: int = 16
   learning_rate: float = 1.5e-3
   prompt_weight: float = 1.0

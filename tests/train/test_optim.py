@@ -62,7 +62,8 @@ def test_muon_turns_matrices_and_adam_the_rest():
     {".".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(s)}
     for s in (grads, updates)
   )
-  for grad, update in zip(*(s["layers.self_attn.q_proj.weight"] for s in (grads, updates))):
+  name = "layers.self_attn.q_proj.weight"
+  for grad, update in zip(grads[name], updates[name], strict=True):
     left, values, right = np.linalg.svd(grad)
     large = values > 0.1 * values[0]
     turned = -np.diag(left.T @ update @ right.T)[large]  # same directions, nearly equal strengths
