@@ -1,12 +1,14 @@
-"""Third stage of the shipped base model: language, on eyes that see and words that find.
+"""Third and fourth stage of the shipped base model: language, on words that find objects.
 
     python -m scripts.pretrain_language --base DIR --data 'DIR/shapes_train-*.tfrecord' --out DIR
+    python -m scripts.pretrain_language --base DIR --data GLOB --out DIR --framed
 
-`--base` is what scripts.pretrain_grounding wrote. The text is learned as in SFT; each [SEG] learns
-from the first stage's prompt network which prompt its object has; and from the start of the answer
-on every token must tell a linear reader all about the object whose [SEG] comes next, so that the
-model looks for an object before it writes about it. Masks are not drawn, so a step is cheap.
-configs/shapes_pretrain.py goes on with the masks themselves.
+`--base` is what scripts.pretrain_grounding wrote, then what the third stage wrote: records of the
+task "refer" come first, short and without the prompt of a trace, those of the task "framed" after
+them. The text is learned as in SFT; each [SEG] learns from the first stage's prompt network which
+prompt its object has, so masks need no training here; and from the start of the answer on every
+token must tell a linear reader all about the object whose [SEG] comes next, so that the model looks
+for an object before it writes about it.
 """
 
 import sys
@@ -41,10 +43,11 @@ from vrt_jax.models.sa2va import Sa2VA, gather_positions
 from vrt_jax.runtime import batch_sharding, make_mesh, put_batch, use_cpu_cores
 from vrt_jax.types import IGNORE_INDEX, Batch
 
-DATA = DataConfig(thinking=False, buckets=((160, 144),), num_objects=5)
+PLAIN = DataConfig(thinking=False, buckets=((160, 144),))
+FRAMED = DataConfig(thinking=True, buckets=((304, 144),))
 MAX_SHIFT = 120
-"""Answers move away from their question by up to so many positions: as far as the prompt of a trace
-puts them."""
+"""Plain answers move away from their question by up to so many positions: as far as the prompt of a
+trace puts them."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,13 @@ class Args:
   """Trains the language model and the [SEG] prompts on referring requests."""
 
   base: Path
-  """Model directory of the second stage."""
+  """Model directory of the stage before."""
   data: str
   """Glob of shapes records."""
   out: Path
   """Model directory to write."""
+  framed: bool = False
+  """Whether the records have the marks of a trace (task "framed")."""
   steps: int = 1200
   batch_size: int = 16
   learning_rate: float = 1.5e-3
@@ -78,22 +83,23 @@ class ToNamed(grain.transforms.RandomMap):
   """Record bytes -> a training sample, and what the object of each token's next [SEG] is like.
 
   The latter has features [T, F], and which of the T tokens have any: those of the answer, and the
-  one before it, up to the last [SEG]. Records that do not fit the bucket (about one in a hundred is
-  too long) are left out.
+  one before it, up to the last [SEG]. Records that do not fit the bucket (up to three in a
+  hundred are too long) are left out.
   """
 
   tokenizer: ChatTokenizer
   image: ImageConfig
+  config: DataConfig
 
   def random_map(
     self, element: bytes, rng: np.random.Generator
   ) -> tuple[Example, np.ndarray, np.ndarray] | None:
     record = parse_train(element)
     try:
-      example = make_example(record, self.tokenizer, DATA, self.image, rng)
+      example = make_example(record, self.tokenizer, self.config, self.image, rng)
     except ValueError:
       return None
-    _, _, tags = training_example(record.annotation, DATA.thinking)
+    _, _, tags = training_example(record.annotation, self.config.thinking)
     objects = record.annotation["original_annotation"]["objects_anns"]
     known = {}
     for tag in set(tags):
@@ -101,7 +107,7 @@ class ToNamed(grain.transforms.RandomMap):
       known[tag] = describe(objects[tag]["caption"], object_mask(rle, tuple(rle["size"]), tag))
     features = np.stack([known[tag] for tag in tags])
     mentions = np.flatnonzero(example.input_ids == self.tokenizer.seg_id)
-    tokens = np.arange(DATA.buckets[-1][0])
+    tokens = np.arange(self.config.buckets[-1][0])
     upcoming = np.searchsorted(mentions, tokens)
     start = np.flatnonzero(example.labels != IGNORE_INDEX)[0]
     return (
@@ -127,14 +133,16 @@ def train(args: Args) -> None:
   mesh = make_mesh(MeshConfig())
   loaded = model_directory.load(str(args.base))
   model, config = loaded.model, loaded.model.config
+  data = FRAMED if args.framed else PLAIN
   prompts = load_prompts(args.base / PROMPTS_FILE, config.sam2.d_model)
   teacher = nnx.split(prompts)
 
   def loss_fn(speaker: Speaker, batch: tuple[Batch, jax.Array, jax.Array], key: jax.Array):
     batch, features, described = batch
-    shifted = shift_answers(batch.text.position_ids, batch.targets.labels, key)
-    text = speaker.qwen.language_model
-    inputs = batch.text.replace(position_ids=shifted)
+    text, inputs = speaker.qwen.language_model, batch.text
+    if not args.framed:
+      shifted = shift_answers(inputs.position_ids, batch.targets.labels, key)
+      inputs = inputs.replace(position_ids=shifted)
     hidden = text.final_norm(speaker.qwen(inputs, batch.vision))
     ce, count = cross_entropy(hidden, text.head_weight(), batch.targets.labels)
     positions, valid = batch.targets.seg_positions, batch.targets.seg_valid
@@ -152,10 +160,10 @@ def train(args: Args) -> None:
     samples: list[tuple[Example, np.ndarray, np.ndarray]],
   ) -> tuple[Batch, np.ndarray, np.ndarray]:
     examples, features, described = zip(*samples, strict=True)
-    batch = collate(list(examples), loaded.tokenizer, config, loaded.image, DATA.buckets)
+    batch = collate(list(examples), loaded.tokenizer, config, loaded.image, data.buckets)
     return batch, np.stack(features), np.stack(described)
 
-  to_named = ToNamed(loaded.tokenizer, loaded.image)
+  to_named = ToNamed(loaded.tokenizer, loaded.image, data)
   trained = fit(
     Speaker(model, nnx.Rngs(args.seed + 2)),
     loss_fn,

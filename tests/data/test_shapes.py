@@ -2,6 +2,7 @@ import collections
 import io
 import pathlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -193,20 +194,43 @@ def test_framed_requests_have_the_marks_of_a_trace():
     assert objects[answers[0]]["caption"] in after["answer_caption"]
 
 
+def is_true(predicate: str, shape: Shape, pool: Sequence[Shape], scene: Scene) -> bool:
+  """Whether a predicate holds for a shape; comparisons are with the others of the pool."""
+  named = [s for s in scene.shapes if predicate.endswith(f"the {scene.name(s)}")]
+  if match := re.fullmatch(r"is the (largest|smallest)(?: (\w+))?", predicate):
+    rivals = [s for s in pool if match[2] in (None, s.kind)]
+    return shape == (max if match[1] == "largest" else min)(rivals, key=lambda s: s.radius)
+  if match := re.match(r"is (left of|right of|above|below) the", predicate):
+    axis = "x" if match[1] in ("left of", "right of") else "y"
+    sign = -1 if match[1] in ("left of", "above") else 1
+    return sign * (getattr(shape, axis) - getattr(named[0], axis)) > 0
+  if match := re.match(r"has the same (colour|pattern)", predicate):
+    return getattr(named[0], match[1]) == getattr(shape, match[1])
+  if re.match(r"is (nearest to|next to) the", predicate):
+    others = [s for s in pool if s != named[0]]
+    return shape == min(others, key=lambda s: np.hypot(s.x - named[0].x, s.y - named[0].y))
+  if predicate.startswith("is the ") and "that a" not in predicate:
+    return set(predicate.split()[2:]) - {"one"} <= set(shape.phrase().split())
+  return predicate == "is here" or shape.colour in predicate or predicate == f"is {shape.pattern}"
+
+
 def test_framed_questions_tell_the_answer():
-  places = set()
-  for i in range(200):
+  places, sorts = set(), set()
+  for i in range(300):
     rng = np.random.default_rng((15, i))
     scene, request = shapes.refer_text(rng, "train")
     text = shapes_framed.framed(scene, request, rng)
-    match = re.search(r" Which is the ([a-z ]+)\?$", text.question.removeprefix(request.question))
+    match = re.fullmatch(r" Which (.+)\?", text.question.removeprefix(request.question))
     if not match:
       assert text.answer == request.answers[-1]
       continue
-    words = set(match[1].split()) - {"one"}
-    assert [s for s in request.answers if words <= set(s.phrase().split())] == [text.answer]
-    places.add((request.answers.index(text.answer), len(request.answers)))
+    said, mentions = match[1], request.answers
+    assert [s for s in mentions if is_true(said, s, mentions, scene)] == [text.answer]
+    assert text.reasoning.endswith(f" The {text.answer.cell} one {said}.")
+    places.add((mentions.index(text.answer), len(mentions)))
+    sorts.add(" ".join(said.split()[:3]))
   assert {(0, 3), (1, 3), (2, 3)} <= places
+  assert {"is the largest", "is left of", "is nearest to", "has the same"} <= sorts
 
 
 def test_framed_remarks_are_true():
@@ -214,27 +238,10 @@ def test_framed_remarks_are_true():
   for i in range(300):
     rng = np.random.default_rng((14, i))
     scene, request = shapes.refer_text(rng, "train")
-    _, _, answer, last = shapes_framed.framed(scene, request, rng)
+    question, _, answer, last = shapes_framed.framed(scene, request, rng)
     said = answer.split("</vea>) ")[1].rstrip(".")
-    named = [s for s in scene.shapes if said.endswith(f"the {scene.name(s)}")]
-    if match := re.fullmatch(r"is the (largest|smallest)(?: (\w+))?", said):
-      pool = scene.of(kind=match[2]) if match[2] else scene.shapes
-      best = (max if match[1] == "largest" else min)(pool, key=lambda s: s.radius)
-      assert best == last
-    elif match := re.match(r"is (left of|right of|above|below) the", said):
-      (other,) = named
-      axis, sign = {"left of": ("x", -1), "right of": ("x", 1)}.get(
-        match[1], ("y", -1 if match[1] == "above" else 1)
-      )
-      assert sign * (getattr(last, axis) - getattr(other, axis)) > 0
-    elif match := re.match(r"has the same (colour|pattern)", said):
-      assert getattr(named[0], match[1]) == getattr(last, match[1])
-    elif match := re.match(r"is (nearest to|next to) the", said):
-      others = [s for s in scene.shapes if s != named[0]]
-      near = min(others, key=lambda s: np.hypot(s.x - named[0].x, s.y - named[0].y))
-      assert near == last
-    elif said != "is here":
-      assert last.colour in said or said == f"is {last.pattern}"
+    told = question.endswith(f"{said}?")
+    assert is_true(said, last, request.answers if told else scene.shapes, scene)
     sorts.add(said.split(last.colour)[0][:11])
   assert len(sorts) > 12
 

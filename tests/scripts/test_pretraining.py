@@ -108,16 +108,18 @@ def test_shifted_answers():
     np.testing.assert_array_equal(axis[1], [0, 1 + second, 2 + second, 3 + second])
 
 
-def test_named_tokens_tell_of_the_next_object():
-  record = shapes.refer_sample(np.random.default_rng(4), "train")
+@pytest.mark.parametrize("framed", [False, True])
+def test_named_tokens_tell_of_the_next_object(framed):
+  record = shapes.refer_sample(np.random.default_rng(4), "train", in_frame=framed)
   loaded = base_model(TrainConfig(base=""))
-  to_named = pretrain_language.ToNamed(loaded.tokenizer, loaded.image)
+  data = pretrain_language.FRAMED if framed else pretrain_language.PLAIN
+  to_named = pretrain_language.ToNamed(loaded.tokenizer, loaded.image, data)
   example, features, described = to_named.random_map(
     serialize_train(record), np.random.default_rng(0)
   )
   seg = np.flatnonzero(example.input_ids == loaded.tokenizer.seg_id)
   candidate = record.annotation["generated_ver_data"]["candidates"][0]
-  tags = re.findall(r"<obj\d+>", candidate["answer_caption"])
+  tags = re.findall(r"<obj\d+>", candidate["reasoning"] + candidate["answer_caption"])
   assert len(tags) == len(seg) >= 2
   objects = record.annotation["original_annotation"]["objects_anns"]
   start = np.flatnonzero(example.labels != IGNORE_INDEX)[0]
@@ -169,7 +171,9 @@ def test_phrases_end_where_their_objects_are_told():
 def test_stages(tmp_path):
   shapes.write_shapes(tmp_path, 8, 0, 0, task="refer", progress=False)
   data = str(tmp_path / "shapes_train-*.tfrecord")
-  eyes, search, words = (tmp_path / name for name in ("eyes", "search", "words"))
+  shapes.write_shapes(tmp_path / "framed", 8, 0, 0, task="framed", progress=False)
+  framed = str(tmp_path / "framed" / "shapes_train-*.tfrecord")
+  eyes, search, words, traces = (tmp_path / n for n in ("eyes", "search", "words", "traces"))
   pretrain_perception.train(
     pretrain_perception.Args(data=data, out=eyes, steps=2, batch_size=2, objects=2)
   )
@@ -179,7 +183,10 @@ def test_stages(tmp_path):
   pretrain_language.train(
     pretrain_language.Args(base=search, data=data, out=words, steps=2, batch_size=2)
   )
-  models = [model_directory.load(str(path)).model for path in (eyes, search, words)]
+  pretrain_language.train(
+    pretrain_language.Args(base=words, data=framed, out=traces, framed=True, steps=2, batch_size=2)
+  )
+  models = [model_directory.load(str(path)).model for path in (eyes, search, words, traces)]
 
   def changes(read: Callable[[Sa2VA], jax.Array], first: int = 0, last: int = 2) -> bool:
     return not np.array_equal(*(np.asarray(read(models[i])) for i in (first, last)))
@@ -192,8 +199,9 @@ def test_stages(tmp_path):
   assert not changes(lambda m: m.qwen.visual.patch_embed.proj.weight[...], 0, 1)
   assert not changes(lambda m: m.sam2.mask_decoder.iou_token.weight[...])
   assert changes(lambda m: m.qwen.language_model.embed_tokens.weight[...])
+  assert changes(lambda m: m.qwen.language_model.embed_tokens.weight[...], 2, 3)
   assert changes(lambda m: m.qwen.visual.patch_embed.proj.weight[...])
-  nets = [load_prompts(path / PROMPTS_FILE, 64) for path in (eyes, words)]
+  nets = [load_prompts(path / PROMPTS_FILE, 64) for path in (eyes, traces)]
   features = np.random.default_rng(0).normal(size=(4, NUM_FEATURES)).astype(np.float32)
   np.testing.assert_array_equal(nets[0](features), nets[1](features))
   np.testing.assert_array_equal(

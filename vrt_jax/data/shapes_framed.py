@@ -11,8 +11,8 @@ from vrt_jax.data.shapes_refer import Request, listed
 from vrt_jax.data.shapes_scene import Scene, Shape
 
 _MAX_REMARKED = 4
-"""Mentions of a sample that still has room for a remark; with more, the answer has none either."""
-_TOLD = 0.75
+"""Mentions of a sample that still has room for remarks that nobody asked for."""
+_TOLD = 0.9
 """Share of the lists with several mentions whose question tells which one is the answer."""
 _USES = {
   "key": ("opens {} locks", "opens a {} lock"),
@@ -29,6 +29,13 @@ class FramedText(NamedTuple):
   reasoning: str
   answer_caption: str
   answer: Shape
+
+
+class Told(NamedTuple):
+  """A predicate that is true of one shape alone among those in question."""
+
+  predicate: str
+  shape: Shape
 
 
 def _predicates(scene: Scene, shape: Shape) -> list[list[str]]:
@@ -107,42 +114,81 @@ def _opening(shapes: tuple[Shape, ...], rng: np.random.Generator) -> str:
   return several[rng.integers(3)]
 
 
-def _singled_out(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[str, Shape] | None:
-  """One of several mentions and words that are true of it alone: "blue key", "striped one"."""
+def _told_by_look(shapes: tuple[Shape, ...]) -> list[Told]:
   told = []
   for fields in ((), ("colour",), ("pattern",), ("size",), ("pattern", "colour")):
     for noun in ("", "one") if fields else ("",):
       phrases = [s.phrase(fields, noun) for s in shapes]
       told += [
-        (phrase, shape)
+        Told(f"is the {phrase}", shape)
         for phrase, shape in zip(phrases, shapes, strict=True)
         if phrases.count(phrase) == 1 and (shape.size or "size" not in fields)
       ]
+  return told
+
+
+def _told_by_size(shapes: tuple[Shape, ...]) -> list[Told]:
+  chosen = [(word, questions.extreme(list(shapes), word)) for word in ("largest", "smallest")]
+  return [Told(f"is the {word}", shape) for word, shape in chosen if shape]
+
+
+def _told_by_another(scene: Scene, shapes: tuple[Shape, ...]) -> list[list[Told]]:
+  """What an object beside the mentions tells: by place, by distance, by a shared look."""
+  anchors = [(s, scene.name(s)) for s in scene.shapes if s not in shapes]
+  places = [
+    Told(f"is {relation} the {name}", shape)
+    for anchor, name in anchors
+    for relation in questions.DIRECTIONS
+    if (shape := questions.related(list(shapes), anchor, relation))
+  ]
+  distances = [
+    Told(f"is nearest to the {name}", shape)
+    for anchor, name in anchors
+    if (shape := questions.nearest(list(shapes), anchor))
+  ]
+  looks = [
+    Told(f"has the same {field} as the {name}", alike[0])
+    for anchor, name in anchors
+    for field in ("colour", "pattern")
+    if len(alike := [s for s in shapes if getattr(s, field) == getattr(anchor, field)]) == 1
+  ]
+  return [places, distances, looks]
+
+
+def _tell(scene: Scene, shapes: tuple[Shape, ...], rng: np.random.Generator) -> Told | None:
+  """Words that are true of one of several mentions alone; half of them are of its own look."""
+  by_look = _told_by_look(shapes)
+  others = [t for t in (_told_by_size(shapes), *_told_by_another(scene, shapes)) if t]
+  told = by_look if not others or rng.random() < 0.5 else others[rng.integers(len(others))]
   return told[rng.integers(len(told))] if told else None
 
 
 def framed(scene: Scene, request: Request, rng: np.random.Generator) -> FramedText:
-  """A request with the marks of a trace but without reasoning.
+  """A request with the marks of a trace but without the steps that lead to what it mentions.
 
-  The mentions become evidence, and the one that is told to be, or else the last, the answer. Where
-  there is room, remarks say what is true of them, whatever was asked: "List the keys. Which is
-  the red one?", "The keys are the A2 red key (<ver><obj2></ver>) and the B5 plain blue key
-  (<ver><obj1></ver>). The A2 one is the largest." and "The A2 red key (<vea><obj2></vea>) is
-  plain."
+  The mentions become evidence. Where one of several is asked for, a remark says so again and it is
+  the answer: "List the keys. Which is the largest?", "The keys are the A2 red key
+  (<ver><obj2></ver>) and the B5 plain blue key (<ver><obj1></ver>). The A2 one is the largest." and
+  "The A2 red key (<vea><obj2></vea>) is here." Else the answer is the last one and, where there is
+  room, remarks say what is true of the mentions.
   """
   shapes, question, answer = request.answers, request.question, request.answers[-1]
+  has_room, told = len(shapes) <= _MAX_REMARKED, None
   if request.answer_caption == listed(shapes):
     reasoning = _opening(shapes, rng)
-    chosen = _singled_out(shapes, rng) if len(shapes) > 1 and rng.random() < _TOLD else None
-    if chosen:
-      phrase, answer = chosen
-      question += f" Which is the {phrase}?"
+    told = _tell(scene, shapes, rng) if len(shapes) > 1 and rng.random() < _TOLD else None
   else:
     reasoning = re.sub(r"\((<obj\d+>)\)", r"(<ver>\1</ver>)", request.answer_caption)
-  ending = "is here"
-  if len(shapes) <= _MAX_REMARKED:
+  if told:
+    answer = told.shape
+    question += f" Which {told.predicate}?"
+    reasoning += f" The {answer.cell} one {told.predicate}."
+  elif has_room:
     reasoning += " " + _remark(scene, shapes, answer, rng)
-    ending = ending if rng.random() < 0.2 else _predicate(scene, answer, rng)
+  endings = [told.predicate] if told else []
+  if has_room:
+    endings.append(_predicate(scene, answer, rng))
+  ending = "is here" if not endings or rng.random() < 0.2 else endings[rng.integers(len(endings))]
   return FramedText(
     question, reasoning, f"The {answer.located} (<vea>{answer.tag}</vea>) {ending}.", answer
   )
