@@ -174,24 +174,40 @@ def test_refer_samples():
   assert candidate["reasoning"] == "" and candidate["answer_objects"]
 
 
+def test_two_part_requests():
+  kinds = set()
+  for i in range(60):
+    rng = np.random.default_rng((12, i))
+    scene, request = shapes.refer_text(rng, "train", in_frame=True)
+    anchor, *rest = request.answers
+    if match := re.fullmatch(r".+ the ([\w ]+)\. List the (\w+)\.", request.question):
+      assert match[1] == scene.name(anchor) and request.candidates == tuple(rest)
+      assert rest == scene.of(kind=rest[0].kind) and match[2] == questions.plural(rest[0].kind)
+      kinds.add("list")
+    if match := re.fullmatch(r".+ and the (\w+) (\w+) of it\.", request.question):
+      pool = [s for s in scene.shapes if s != anchor and match[1] in ("object", s.kind)]
+      said = f"is {match[2]} of the {scene.name(anchor)}"
+      assert [s for s in pool if is_true(said, s, pool, scene)] == rest
+      kinds.add(match[2])
+  assert kinds == {"list", "left", "right"}
+
+
 def test_framed_requests_have_the_marks_of_a_trace():
   for i in range(20):
-    plain, marked = (
-      shapes.refer_sample(np.random.default_rng((13, i)), "train", in_frame=in_frame)
-      for in_frame in (False, True)
-    )
-    before, after = (r.annotation["generated_ver_data"]["candidates"][0] for r in (plain, marked))
-    assert after["question"].startswith(before["question"]) and plain.image == marked.image
-    mentions = re.findall(r"\((<obj\d+>)\)", before["answer_caption"])
-    assert re.findall(r"\(<ver>(<obj\d+>)</ver>\)", after["reasoning"]) == mentions
-    answers = re.findall(r"\(<vea>(<obj\d+>)</vea>\)", after["answer_caption"])
-    assert after["answer_objects"] == answers and len(answers) == 1
-    told = after["question"] != before["question"]
+    _, request = shapes.refer_text(np.random.default_rng((13, i)), "train", in_frame=True)
+    record = shapes.refer_sample(np.random.default_rng((13, i)), "train", in_frame=True)
+    candidate = record.annotation["generated_ver_data"]["candidates"][0]
+    assert candidate["question"].startswith(request.question)
+    mentions = [s.tag for s in request.answers]
+    assert re.findall(r"\(<ver>(<obj\d+>)</ver>\)", candidate["reasoning"]) == mentions
+    answers = re.findall(r"\(<vea>(<obj\d+>)</vea>\)", candidate["answer_caption"])
+    assert candidate["answer_objects"] == answers and len(answers) == 1
+    told = candidate["question"] != request.question
     assert answers[0] in mentions if told else answers == mentions[-1:]
-    objects = marked.annotation["original_annotation"]["objects_anns"]
+    objects = record.annotation["original_annotation"]["objects_anns"]
     for tag in mentions:
-      assert re.search(rf"{objects[tag]['caption']} \(<ver>{tag}</ver>\)", after["reasoning"])
-    assert objects[answers[0]]["caption"] in after["answer_caption"]
+      assert re.search(rf"{objects[tag]['caption']} \(<ver>{tag}</ver>\)", candidate["reasoning"])
+    assert objects[answers[0]]["caption"] in candidate["answer_caption"]
 
 
 def is_true(predicate: str, shape: Shape, pool: Sequence[Shape], scene: Scene) -> bool:
@@ -218,13 +234,13 @@ def test_framed_questions_tell_the_answer():
   places, sorts = set(), set()
   for i in range(300):
     rng = np.random.default_rng((15, i))
-    scene, request = shapes.refer_text(rng, "train")
+    scene, request = shapes.refer_text(rng, "train", in_frame=True)
     text = shapes_framed.framed(scene, request, rng)
     match = re.fullmatch(r" Which (.+)\?", text.question.removeprefix(request.question))
     if not match:
       assert text.answer == request.answers[-1]
       continue
-    said, mentions = match[1], request.answers
+    said, mentions = match[1], request.candidates or request.answers
     assert [s for s in mentions if is_true(said, s, mentions, scene)] == [text.answer]
     assert text.reasoning.endswith(f" The {text.answer.cell} one {said}.")
     places.add((mentions.index(text.answer), len(mentions)))
@@ -237,11 +253,11 @@ def test_framed_remarks_are_true():
   sorts = set()
   for i in range(300):
     rng = np.random.default_rng((14, i))
-    scene, request = shapes.refer_text(rng, "train")
+    scene, request = shapes.refer_text(rng, "train", in_frame=True)
     question, _, answer, last = shapes_framed.framed(scene, request, rng)
     said = answer.split("</vea>) ")[1].rstrip(".")
-    told = question.endswith(f"{said}?")
-    assert is_true(said, last, request.answers if told else scene.shapes, scene)
+    told, pool = question.endswith(f"{said}?"), request.candidates or request.answers
+    assert is_true(said, last, pool if told else scene.shapes, scene)
     sorts.add(said.split(last.colour)[0][:11])
   assert len(sorts) > 12
 

@@ -26,7 +26,7 @@ from vrt_jax.data.records import (
   serialize_train,
 )
 from vrt_jax.data.shapes_draw import is_visible, make_scene, render
-from vrt_jax.data.shapes_framed import framed
+from vrt_jax.data.shapes_framed import FRAMED_TASKS, framed
 from vrt_jax.data.shapes_questions import FAMILIES, Trace
 from vrt_jax.data.shapes_refer import TASKS, Request
 from vrt_jax.data.shapes_scene import SPLITS, Scene, draft_scene
@@ -80,9 +80,11 @@ def trace_text(rng: np.random.Generator, split: str) -> tuple[Scene, Trace, str]
       return scene, trace, family
 
 
-def refer_text(rng: np.random.Generator, split: str) -> tuple[Scene, Request]:
-  """Draws a scene and a referring request for it; no pixels."""
-  task = _pick(rng, TASKS)
+def refer_text(
+  rng: np.random.Generator, split: str, in_frame: bool = False
+) -> tuple[Scene, Request]:
+  """Draws a scene and a referring request for it, one for `framed` if asked; no pixels."""
+  task = _pick(rng, FRAMED_TASKS if in_frame else TASKS)
   while True:
     scene = draft_scene(rng, split)
     request = task(scene, rng)
@@ -157,7 +159,7 @@ def refer_sample(
   `in_frame` writes its mentions where a trace has its evidence, one of them as the answer, and adds
   remarks.
   """
-  scene, request = refer_text(rng, split)
+  scene, request = refer_text(rng, split, in_frame)
   image, objects = _picture(scene)
   if in_frame:
     question, reasoning, answer_caption, answer = framed(scene, request, rng)

@@ -7,13 +7,18 @@ import numpy as np
 
 from vrt_jax.data import shapes_questions as questions
 from vrt_jax.data.shapes_questions import join, sentence
-from vrt_jax.data.shapes_refer import Request, listed
+from vrt_jax.data.shapes_refer import TASKS, Request, listed
 from vrt_jax.data.shapes_scene import Scene, Shape
+from vrt_jax.data.shapes_two_part import TWO_PART_TASKS
 
+FRAMED_TASKS = (*TASKS, *TWO_PART_TASKS)
+"""(share, maker) of the requests that `framed` is given."""
 _MAX_REMARKED = 4
 """Mentions of a sample that still has room for remarks that nobody asked for."""
 _TOLD = 0.9
 """Share of the lists with several mentions whose question tells which one is the answer."""
+_TOLD_BY_LOOK = 0.3
+"""Share of these where it is told by its own colour, pattern or size."""
 _USES = {
   "key": ("opens {} locks", "opens a {} lock"),
   "lock": ("is where a {} key fits", "is the one that a {} key opens"),
@@ -132,9 +137,11 @@ def _told_by_size(shapes: tuple[Shape, ...]) -> list[Told]:
   return [Told(f"is the {word}", shape) for word, shape in chosen if shape]
 
 
-def _told_by_another(scene: Scene, shapes: tuple[Shape, ...]) -> list[list[Told]]:
-  """What an object beside the mentions tells: by place, by distance, by a shared look."""
-  anchors = [(s, scene.name(s)) for s in scene.shapes if s not in shapes]
+def _told_by_another(
+  scene: Scene, shapes: tuple[Shape, ...], others: list[Shape]
+) -> list[list[Told]]:
+  """What one of the others tells: by place, by distance, by a shared look."""
+  anchors = [(s, scene.name(s)) for s in others]
   places = [
     Told(f"is {relation} the {name}", shape)
     for anchor, name in anchors
@@ -155,11 +162,17 @@ def _told_by_another(scene: Scene, shapes: tuple[Shape, ...]) -> list[list[Told]
   return [places, distances, looks]
 
 
-def _tell(scene: Scene, shapes: tuple[Shape, ...], rng: np.random.Generator) -> Told | None:
-  """Words that are true of one of several mentions alone; half of them are of its own look."""
+def _tell(scene: Scene, request: Request, rng: np.random.Generator) -> Told | None:
+  """Words that are true of one of the candidates alone.
+
+  Another object tells which one it is: one that is mentioned beside them, else any.
+  """
+  shapes = request.candidates or request.answers
+  others = [s for s in request.answers if s not in shapes]
+  others = others or [s for s in scene.shapes if s not in shapes]
   by_look = _told_by_look(shapes)
-  others = [t for t in (_told_by_size(shapes), *_told_by_another(scene, shapes)) if t]
-  told = by_look if not others or rng.random() < 0.5 else others[rng.integers(len(others))]
+  sorts = [t for t in (_told_by_size(shapes), *_told_by_another(scene, shapes, others)) if t]
+  told = by_look if not sorts or rng.random() < _TOLD_BY_LOOK else sorts[rng.integers(len(sorts))]
   return told[rng.integers(len(told))] if told else None
 
 
@@ -176,7 +189,7 @@ def framed(scene: Scene, request: Request, rng: np.random.Generator) -> FramedTe
   has_room, told = len(shapes) <= _MAX_REMARKED, None
   if request.answer_caption == listed(shapes):
     reasoning = _opening(shapes, rng)
-    told = _tell(scene, shapes, rng) if len(shapes) > 1 and rng.random() < _TOLD else None
+    told = _tell(scene, request, rng) if len(shapes) > 1 and rng.random() < _TOLD else None
   else:
     reasoning = re.sub(r"\((<obj\d+>)\)", r"(<ver>\1</ver>)", request.answer_caption)
   if told:

@@ -30,6 +30,8 @@ class Request:
   answer_caption: str
   answers: tuple[Shape, ...]
   """In order of mention."""
+  candidates: tuple[Shape, ...] = ()
+  """Those of the answers that a further question may choose from; all where empty."""
 
 
 Phrases = list[tuple[str, Shape]]
@@ -42,6 +44,11 @@ def _tagged(shape: Shape) -> str:
 def listed(shapes: Iterable[Shape]) -> str:
   """ "The B2 plain red key (<obj3>), the C4 small blue lock (<obj1>)." """
   return sentence(", ".join(map(_tagged, shapes))) + "."
+
+
+def opening_verb(rng: np.random.Generator) -> str:
+  """How a request to segment begins."""
+  return ("Please segment", "Segment", "Show me")[rng.integers(3)]
 
 
 def _over_specified(scene: Scene) -> Phrases:
@@ -141,9 +148,8 @@ def _segment(scene: Scene, rng: np.random.Generator) -> Request | None:
       chosen.append(phrases[rng.integers(len(phrases))])
   if not chosen:
     return None
-  verb = ("Please segment", "Segment", "Show me")[rng.integers(3)]
   return Request(
-    f"{verb} {join([f'the {phrase}' for phrase, _ in chosen])}.",
+    f"{opening_verb(rng)} {join([f'the {phrase}' for phrase, _ in chosen])}.",
     listed([s for _, s in chosen]),
     tuple(s for _, s in chosen),
   )
@@ -258,7 +264,9 @@ def _repeat(scene: Scene, rng: np.random.Generator) -> Request | None:
   )
 
 
-TASKS: tuple[tuple[float, Callable[[Scene, np.random.Generator], Request | None]], ...] = (
+Maker = Callable[[Scene, np.random.Generator], Request | None]
+
+TASKS: tuple[tuple[float, Maker], ...] = (
   (0.3, _segment),
   (0.25, _list),
   (0.2, _describe),
