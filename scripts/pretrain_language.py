@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int32
 
+from configs import shapes_pretrain
 from scripts.described import (
   NUM_FEATURES,
   PROMPTS_FILE,
@@ -44,7 +45,7 @@ from vrt_jax.runtime import batch_sharding, make_mesh, put_batch, use_cpu_cores
 from vrt_jax.types import IGNORE_INDEX, Batch
 
 PLAIN = DataConfig(thinking=False, buckets=((160, 144),))
-FRAMED = DataConfig(thinking=True, buckets=((304, 144),))
+FRAMED = shapes_pretrain.get_config().data
 MAX_SHIFT = 120
 """Plain answers move away from their question by up to so many positions: as far as the prompt of a
 trace puts them."""

@@ -8,6 +8,7 @@ token learns to tell the same of the object that it shows. The small networks th
 read tokens are thrown away, but for the first, which scripts.pretrain_language learns from.
 """
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from configs import shapes_pretrain
 from scripts.described import (
   NUM_FEATURES,
   PROMPTS_FILE,
@@ -29,7 +31,7 @@ from scripts.described import (
 )
 from scripts.pretraining import fit, stream
 from vrt_jax import cli, model_directory
-from vrt_jax.config import ImageConfig, MeshConfig, ModelConfig, TrainConfig
+from vrt_jax.config import ImageConfig, MeshConfig
 from vrt_jax.data.image import decode_image, grounding_image, mllm_patches
 from vrt_jax.data.positions import vision_layout
 from vrt_jax.data.records import parse_train
@@ -168,7 +170,7 @@ def reading_loss(eyes: Eyes, batch: dict) -> tuple[jax.Array, dict]:
 def train(args: Args) -> None:
   """Trains and writes the model directory, with the prompt network's weights beside it."""
   use_cpu_cores(args.batch_size)
-  config = TrainConfig(model=ModelConfig(seg_hidden="post_norm"), base="", seed=args.seed)
+  config = dataclasses.replace(shapes_pretrain.get_config(), base="", seed=args.seed)
   loaded = base_model(config)
   model = loaded.model
   for conv in model.sam2.image_encoder.neck.convs:

@@ -1,6 +1,6 @@
-"""Copies the model of a training workdir into the package, in bfloat16.
+"""Copies a model directory into the package, in bfloat16.
 
-python -m scripts.ship_model --workdir runs/shapes_pretrain --name shapes_base
+python -m scripts.ship_model --model runs/shapes_sft/model --name shapes_sft
 """
 
 import shutil
@@ -16,10 +16,10 @@ MAX_MB = 10.0
 
 @dataclass(frozen=True)
 class Args:
-  """Copies the model of a training workdir into the package, in bfloat16."""
+  """Copies a model directory into the package, in bfloat16."""
 
-  workdir: Path
-  """Training workdir with model/."""
+  model: Path
+  """Model directory."""
   name: str = "shapes_base"
   """Folder below vrt_jax/assets."""
   assets: Path = ASSETS
@@ -34,11 +34,11 @@ def ship(args: Args) -> Path:
   """Writes the model directory and returns its path.
 
   Raises:
-    ValueError: the workdir has no model, or it is above 10 MB; then nothing is shipped.
+    ValueError: no model there, or one above 10 MB; then nothing is shipped.
   """
   if Path(args.name).name != args.name:
     raise ValueError(f"--name is one folder name, not {args.name}")
-  loaded = model_directory.load(str(args.workdir / "model"))
+  loaded = model_directory.load(str(args.model))
   target = args.assets / args.name
   candidate = args.assets / f"{args.name}.candidate"
   model_directory.save(candidate, loaded.model, loaded.tokenizer, loaded.image, dtype="bfloat16")

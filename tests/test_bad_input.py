@@ -195,4 +195,4 @@ def test_evaluation(failure, tmp_path, checkpoint, records):
 
 
 def test_a_workdir_without_a_model(failure, tmp_path):
-  assert "it has no config.json" in failure(run_ship, "--workdir", tmp_path)
+  assert "it has no config.json" in failure(run_ship, "--model", tmp_path)

@@ -131,7 +131,7 @@ class DataConfig:
   eval: str = ""
   """Glob of VRT-Eval TFRecord files; empty as above."""
   shapes_task: Literal["trace", "refer", "framed"] = "trace"
-  shapes_train_samples: int = 3200
+  shapes_train_samples: int = 3600
   shapes_eval_samples: int = 200
   shapes_seed: int = 0
   thinking: bool = True
@@ -155,7 +155,7 @@ class OptimConfig:
 
   optimizer: Literal["adamw", "muon"] = "adamw"
   """muon: Muon for matrices of linear layers, at twice the learning rate, AdamW for the rest."""
-  learning_rate: float = 2e-3
+  learning_rate: float = 3e-3
   betas: tuple[float, float] = (0.9, 0.98)
   weight_decay: float = 0.05
   clip_norm: float = 1.0
@@ -163,10 +163,10 @@ class OptimConfig:
   """Part of the steps that warm up."""
   warmup_start_factor: float = 1e-5
   """Learning rate of the first step, relative to the full one."""
-  batch_size: int = 16
+  batch_size: int = 8
   accumulation_steps: int = 1
   """The batch is computed in this many equal parts."""
-  steps: int = 200
+  steps: int = 440
   trainable: Literal["adapters", "all"] = "adapters"
   """adapters: LoRA, text_hidden_fcs and the mask decoder; all: every parameter."""
   remat: bool = False

@@ -14,7 +14,7 @@ from vrt_jax import model_directory
 def test_the_shipped_model_is_the_trained_one_in_bfloat16(tmp_path, monkeypatch, capsys):
   loaded = tiny.loaded()
   model_directory.save(tmp_path / "model", loaded.model, loaded.tokenizer, loaded.image)
-  args = ship_model.Args(workdir=tmp_path, name="small", assets=tmp_path / "assets")
+  args = ship_model.Args(model=tmp_path / "model", name="small", assets=tmp_path / "assets")
   shipped = model_directory.load(str(ship_model.ship(args)))
   assert "assets/small: 0." in capsys.readouterr().out
   pairs = zip(
