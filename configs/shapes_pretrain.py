@@ -2,10 +2,10 @@
 
 Source: ours; it stands where Sa2VA-Qwen3-VL-4B stands in the real recipe. Referring segmentation,
 lists, descriptions and attribute questions on the shapes world, in the end under the prompt and
-with the marks of a trace, so that its tokens and distances are known before there is reasoning. The
-stages that lead to it (scripts/rebuild_base.sh) take its sizes and its data from here. Run by itself
-this goes on from their last one and trains every parameter on text and masks together; the shipped
-model stops before that (CONTRIBUTING.md, decisions).
+with the marks of a trace, so that its tokens and distances are known before there is reasoning.
+The stages that lead to it (scripts/rebuild_base.sh) take its sizes and its data from here. Run by
+itself this goes on from their last one and trains every parameter on text and masks together; the
+shipped model stops before that (CONTRIBUTING.md, decisions).
 Hardware: two CPU cores, about 6 minutes after the stages before it.
 Command: python -m vrt_jax.train --config configs/shapes_pretrain.py
 """

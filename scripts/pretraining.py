@@ -58,7 +58,8 @@ def fit(
   """
   chosen = trainable or trainable_filter("all")
   graphdef, params, fixed = nnx.split(module, chosen, ...)
-  schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, WARMUP_STEPS, steps)
+  warmup = min(WARMUP_STEPS, steps // 4)
+  schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps)
   rule = muon(schedule, optax.adamw(schedule, b2=0.98))
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), rule)
   params, fixed = jax.device_put((params, fixed), NamedSharding(mesh, PartitionSpec()))
