@@ -23,6 +23,7 @@ def get_config() -> TrainConfig:
       shapes_train_samples=2400,
       shapes_eval_samples=0,
       shapes_seed=4000,
+      mask_resize="nearest-exact",
       buckets=((304, 144),),
     ),
     optim=OptimConfig(

@@ -31,7 +31,7 @@ from scripts.described import (
 )
 from scripts.pretraining import fit, stream
 from vrt_jax import cli, model_directory
-from vrt_jax.config import ImageConfig, MeshConfig
+from vrt_jax.config import ImageConfig, MeshConfig, NearestMode
 from vrt_jax.data.image import decode_image, grounding_image, mllm_patches
 from vrt_jax.data.positions import vision_layout
 from vrt_jax.data.records import parse_train
@@ -102,6 +102,7 @@ class ToViews(grain.transforms.RandomMap):
 
   args: Args
   image: ImageConfig
+  mask_resize: NearestMode
   position_side: int
 
   def random_map(self, element: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -117,7 +118,7 @@ class ToViews(grain.transforms.RandomMap):
     tokens, covered = token_features(masks > 0, features, grid[1] // merge, grid[2] // merge)
     padding = NUM_PATCHES // merge**2 - len(tokens)
     chosen = rng.choice(len(masks), args.objects, replace=len(masks) < args.objects)
-    cells = (self.image.grounding_size_px // 4,) * 2
+    cells, mode = (self.image.grounding_size_px // 4,) * 2, self.mask_resize
     return {
       "vision": {
         "pixel_values": np.pad(patches, ((0, NUM_PATCHES - len(patches)), (0, 0))),
@@ -128,7 +129,7 @@ class ToViews(grain.transforms.RandomMap):
       "token_valid": np.arange(len(tokens) + padding) < len(tokens),
       "image": grounding_image(picture, self.image.grounding_size_px),
       "features": features[chosen],
-      "masks": np.stack([resize_nearest_numpy(masks[i], cells) for i in chosen]),
+      "masks": np.stack([resize_nearest_numpy(masks[i], cells, mode) for i in chosen]),
     }
 
 
@@ -182,10 +183,11 @@ def train(args: Args) -> None:
     return masks + readings, metrics | told
 
   side = int(model.config.vision.num_position_embeddings**0.5)
+  to_views = ToViews(args, loaded.image, config.data.mask_resize, side)
   trained = fit(
     Eyes(model, nnx.Rngs(args.seed + 1)),
     loss_fn,
-    stream(args.data, ToViews(args, loaded.image, side), args.batch_size, args.seed),
+    stream(args.data, to_views, args.batch_size, args.seed),
     lambda batch, mesh: jax.device_put(batch, batch_sharding(mesh)),
     make_mesh(MeshConfig()),
     steps=args.steps,

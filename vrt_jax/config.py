@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, is_dataclass
 from typing import Literal, TypeVar, get_type_hints
 
 T = TypeVar("T")
+NearestMode = Literal["nearest", "nearest-exact"]
+"""Of resizing without interpolation, in torch's words."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,9 @@ class DataConfig:
   """(tokens, patches) sizes, ascending; a batch takes the first that holds all its samples."""
   num_objects: int = 5
   """Masks a sample: repeated cyclically when it has fewer, a random choice when more."""
+  mask_resize: NearestMode = "nearest"
+  """Which pixel of a cell its mask is read from: the first one as in the reference, so that learned
+  masks lie about half a cell too far right and down, or the middle one ("nearest-exact")."""
   max_bad_share: float = 0.05
   """The run stops when more than this share of the records read so far was unusable."""
   read_threads: int = 2
@@ -218,7 +223,7 @@ class TrainConfig:
   """With a base model, only `model.lora` counts; the rest comes from the model directory."""
   image: ImageConfig = field(default_factory=ImageConfig)
   """For random weights; otherwise the base model's processor.json counts."""
-  data: DataConfig = field(default_factory=DataConfig)
+  data: DataConfig = field(default_factory=lambda: DataConfig(mask_resize="nearest-exact"))
   optim: OptimConfig = field(default_factory=OptimConfig)
   sft: SftLossConfig = field(
     default_factory=lambda: SftLossConfig(

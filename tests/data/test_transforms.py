@@ -71,8 +71,9 @@ def test_choose_mentions():
   assert len(set(drawn)) > 5
 
 
-def test_example_fields_agree():
-  made = example(num_objects=5)
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+def test_example_fields_agree(mode):
+  made = example(num_objects=5, mask_resize=mode)
   record, seg = tiny.train_record(0), tiny.tokenizer().seg_id
   assert len(made.input_ids) == len(made.labels)
   assert (made.input_ids[made.seg_positions] == seg).all()
@@ -90,7 +91,7 @@ def test_example_fields_agree():
   reasoning = record.annotation["generated_ver_data"]["candidates"][0]["reasoning"]
   tag = reasoning[reasoning.index("<obj") :].partition(">")[0] + ">"
   mask = torch.tensor(decode_rle(objects[tag]["segmentation"]))[None, None].float()
-  expected = F.interpolate(mask, (16, 16), mode="nearest")[0, 0].numpy()
+  expected = F.interpolate(mask, (16, 16), mode=mode)[0, 0].numpy()
   np.testing.assert_array_equal(made.masks[0], expected)
 
 

@@ -11,6 +11,7 @@ from vrt_jax.ops.resize import (
   bilinear_matrix,
   resize_bicubic,
   resize_bilinear,
+  resize_bilinear_numpy,
   resize_nearest_numpy,
 )
 
@@ -63,13 +64,14 @@ def test_dtype_of_the_input_is_kept():
   assert resize_bicubic(x, (8, 3)).shape == (8, 3)
 
 
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
 @pytest.mark.parametrize(
   ("size", "target"), [*SIZES, ((427, 640), (256, 256)), ((97, 61), (256, 256))]
 )
-def test_nearest_equals_torch(size, target):
+def test_nearest_equals_torch(size, target, mode):
   mask = (_image(size) > 0).astype(np.uint8)
-  want = F.interpolate(torch.from_numpy(mask).float(), target, mode="nearest").numpy()
-  got = resize_nearest_numpy(mask, target)
+  want = F.interpolate(torch.from_numpy(mask).float(), target, mode=mode).numpy()
+  got = resize_nearest_numpy(mask, target, mode)
   assert got.dtype == np.uint8
   np.testing.assert_array_equal(got, want)
 
@@ -78,6 +80,21 @@ def test_nearest_is_not_half_pixel():
   mask = (_image((427, 640)) > 0).astype(np.uint8)
   exact = F.interpolate(torch.from_numpy(mask).float(), (256, 256), mode="nearest-exact").numpy()
   assert (resize_nearest_numpy(mask, (256, 256)) != exact).mean() > 0.1
+
+
+@pytest.mark.parametrize(("mode", "moved_px"), [("nearest", 3.5), ("nearest-exact", -0.5)])
+def test_how_far_nearest_moves_masks(mode, moved_px):
+  """Masks made small (cells of 8 pixels) and large again: half a cell, or half a pixel."""
+  moved = []
+  for start in range(8):
+    mask = np.zeros((128, 128), np.uint8)
+    mask[24 + start : 48 + start, 40 + start : 96 + start] = 1
+    small = resize_nearest_numpy(mask, (16, 16), mode).astype(np.float32)
+    large = resize_bilinear_numpy(small, (128, 128)) > 0.5
+    moved.append(
+      [a.mean() - b.mean() for a, b in zip(large.nonzero(), mask.nonzero(), strict=True)]
+    )
+  np.testing.assert_allclose(np.mean(moved, axis=0), moved_px, atol=0.1)
 
 
 def test_resize_nearest_takes_floor_indices():

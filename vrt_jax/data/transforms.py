@@ -145,7 +145,9 @@ def make_example(
   mask_size = image.grounding_size_px // 4
   small = {
     i: resize_nearest_numpy(
-      object_mask(segmentation_of(objects, tags[i]), image_size, tags[i]), (mask_size, mask_size)
+      object_mask(segmentation_of(objects, tags[i]), image_size, tags[i]),
+      (mask_size, mask_size),
+      data.mask_resize,
     )
     for i in set(chosen)
   }
