@@ -4,6 +4,7 @@
     processor.json  ImageConfig
     tokenizer/      tokenizer.json, tokenizer_config.json
     params/         Orbax checkpoint of all parameters
+    carried/        optional: files and tensors of the checkpoint it was converted from
 
 A directory is written under a temporary name and renamed when it is complete, so a half-written one
 never loads.
@@ -31,6 +32,7 @@ from vrt_jax.models.sa2va import Sa2VA
 
 T = TypeVar("T")
 
+CARRIED = "carried"
 SHIPPED = {"shapes": "shapes_sft", "shapes_base": "shapes_base"}
 """Names that stand for a model directory inside the package: trained on traces, and its base."""
 
@@ -42,6 +44,8 @@ class Loaded:
   model: Sa2VA
   tokenizer: ChatTokenizer
   image: ImageConfig
+  carried: Path | None = None
+  """Folder of what a conversion kept for the way back; copied into directories made from this."""
 
 
 def resolve(path: str) -> Path:
@@ -87,11 +91,17 @@ def load(path: str) -> Loaded:
       raise ValueError(f"{folder / 'params'} does not fit {folder / 'config.json'}") from error
   nnx.replace_by_pure_dict(state, params)
   model = nnx.merge(graphdef, state)
-  return Loaded(model, tokenizer, image)
+  carried = folder / CARRIED
+  return Loaded(model, tokenizer, image, carried if carried.is_dir() else None)
 
 
 def save(
-  path: Path, model: Sa2VA, tokenizer: ChatTokenizer, image: ImageConfig, dtype: str = "float32"
+  path: Path,
+  model: Sa2VA,
+  tokenizer: ChatTokenizer,
+  image: ImageConfig,
+  dtype: str = "float32",
+  carried: Path | None = None,
 ) -> None:
   """Writes a model directory, LoRA merged, replacing `path` at the end."""
   path = path.resolve()
@@ -99,14 +109,16 @@ def save(
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir(parents=True)
   merged = merge_lora(model)
-  write_json(temporary / "config.json", merged.config)
   write_json(temporary / "processor.json", image)
   tokenizer.save(temporary / "tokenizer")
+  if carried:
+    shutil.copytree(carried, temporary / CARRIED)
   params = nnx.to_pure_dict(nnx.state(merged, nnx.Param))
   params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(temporary / "params", params)
   (temporary / "params" / "commit_success.txt").unlink(missing_ok=True)  # names the temporary path
+  write_json(temporary / "config.json", merged.config)  # the last file: without it nothing loads
   if path.exists():
     shutil.rmtree(path)
   os.replace(temporary, path)

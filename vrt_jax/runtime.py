@@ -1,6 +1,7 @@
 """Devices: the mesh, and where each array lives on it."""
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import jax
@@ -68,16 +69,25 @@ def batch_sharding(mesh: Mesh, batch_axis: int = 0) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(*[None] * batch_axis, ("data", "fsdp")))
 
 
+def mesh_axes(
+  axes: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, int]
+) -> list[str | None]:
+  """The mesh axis of each dimension of a parameter with logical `axes`, on a mesh of `sizes`.
+
+  A dimension that the mesh axis does not divide stays whole; stacked layers lead and have none.
+  """
+  axes = (None,) * (len(shape) - len(axes)) + tuple(axes)
+  names = [LOGICAL_AXES[a] for a in axes]
+  return [
+    n if n is not None and size % sizes[n] == 0 else None
+    for n, size in zip(names, shape, strict=True)
+  ]
+
+
 def _spec(variable: nnx.Variable, mesh: Mesh) -> NamedSharding:
   shape = variable.get_value().shape
   axes = variable.get_metadata().get("axes", (None,) * len(shape))
-  axes = (None,) * (len(shape) - len(axes)) + tuple(axes)  # stacked layers lead
-  names = [LOGICAL_AXES[a] for a in axes]
-  sized = [
-    n if n is not None and size % mesh.shape[n] == 0 else None
-    for n, size in zip(names, shape, strict=True)
-  ]
-  return NamedSharding(mesh, PartitionSpec(*sized))
+  return NamedSharding(mesh, PartitionSpec(*mesh_axes(axes, shape, mesh.shape)))
 
 
 def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:

@@ -78,7 +78,13 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
     print(f"unusable training records, by reason: {dict(batches.drops.reasons)}")
 
   trained = dataclasses.replace(loaded, model=merge_lora(frozen.merge(state.trainable)))
-  model_directory.save(workdir / "model", trained.model, trained.tokenizer, trained.image)
+  model_directory.save(
+    workdir / "model",
+    trained.model,
+    trained.tokenizer,
+    trained.image,
+    carried=trained.carried,
+  )
   if not records:
     return None
   return evaluate_model(

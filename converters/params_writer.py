@@ -1,0 +1,83 @@
+"""Writes parameters that are read only while they are written, through Orbax.
+
+Orbax asks a handler for each leaf's values; ours reads a block, writes it and forgets it, so a
+model of any size converts in the memory of a few blocks. The result is an ordinary Orbax
+checkpoint. A chunk is never larger than a block, nor than a shard of the target mesh, so that a
+host reads only what it keeps.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from orbax.checkpoint import type_handlers
+from tqdm import tqdm
+
+from converters.rules import Shape
+from converters.streams import StreamedArray
+
+CONCURRENT_ARRAYS = 4
+"""Arrays that are read and written at a time; each holds a block in memory."""
+
+
+class StreamedArrayHandler(type_handlers.NumpyHandler):
+  """Serialises `StreamedArray`, one block at a time, as what is read back as an array."""
+
+  def __init__(self, bar: tqdm):
+    super().__init__(deepcopy_host_arrays=False)
+    self._bar = bar
+    self._turns = asyncio.Semaphore(CONCURRENT_ARRAYS)
+
+  async def _open_and_write(self, value: StreamedArray, tspec: dict, ts_context: ts.Context):
+    tspec["metadata"]["chunks"] = list(value.chunks or (value.rows, *value.shape[1:]))
+    async with self._turns:
+      store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
+      for start in range(0, value.shape[0], value.rows):
+        stop = min(start + value.rows, value.shape[0])
+        block = await asyncio.to_thread(value.read, start, stop)
+        await store[start:stop].write(block, can_reference_source_data_indefinitely=True)
+        self._bar.update(block.nbytes)
+
+
+def write_params(path: Path, params: Mapping[str, StreamedArray]) -> None:
+  """Writes parameters, by their dotted names, as an Orbax checkpoint at `path`.
+
+  Raises:
+    OSError: the disk is full or fails.
+  """
+  total = sum(value.nbytes for value in params.values())
+  with tqdm(total=total, unit="B", unit_scale=True, desc="convert") as bar:
+    registry = type_handlers.create_type_handler_registry(
+      (StreamedArray, StreamedArrayHandler(bar))
+    )
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
+    with ocp.Checkpointer(handler) as checkpointer:
+      try:
+        checkpointer.save(path, nested(params))
+      except ValueError as error:  # what tensorstore raises for a full disk, among others
+        if "No space left" not in str(error):
+          raise
+        raise OSError(f"no space left on the disk of {path.parent}") from error
+  (path / "commit_success.txt").unlink(missing_ok=True)  # names the temporary path
+
+
+def nested(flat: Mapping[str, object]) -> dict:
+  """{"a.b": x} -> {"a": {"b": x}}."""
+  tree: dict = {}
+  for name, value in flat.items():
+    *path, last = name.split(".")
+    node = tree
+    for part in path:
+      node = node.setdefault(part, {})
+    node[last] = value
+  return tree
+
+
+def sharded(array: StreamedArray, shards: Shape) -> StreamedArray:
+  """The array in chunks that no shard border cuts; `shards` counts the shards of each axis."""
+  sizes = [size // count for size, count in zip(array.shape, shards, strict=True)]
+  rows = max(r for r in range(1, array.rows + 1) if sizes[0] % r == 0)
+  return replace(array, chunks=(rows, *sizes[1:]))
