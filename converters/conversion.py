@@ -12,7 +12,8 @@ from converters.streams import Checksums, StreamedArray, from_parts, of_source, 
 from converters.tensor_files import TensorSource, read_tensor
 from vrt_jax.config import ImageConfig, ModelConfig, Sam2Config
 from vrt_jax.data.chat import ChatTokenizer
-from vrt_jax.models.sa2va import Sa2VA, TextHiddenFcs
+from vrt_jax.models.layers import ShapeRngs
+from vrt_jax.models.sa2va import TextHiddenFcs, abstract_sa2va
 from vrt_jax.models.sam2.model import Sam2
 
 Axes = tuple[str | None, ...]
@@ -67,12 +68,12 @@ def expected_sa2va(config: ModelConfig) -> tuple[dict[str, Shape], dict[str, Axe
   Raises:
     ValueError: sizes that do not fit together.
   """
-  return expected(nnx.eval_shape(lambda: Sa2VA(config, nnx.Rngs(0))))
+  return expected(abstract_sa2va(config))
 
 
 def expected_sam2(config: Sam2Config) -> tuple[dict[str, Shape], dict[str, Axes]]:
   """Those of SAM 2, under the name that it has in the whole model."""
-  return expected(nnx.eval_shape(lambda: Sam2(config, nnx.Rngs(0))), "sam2.")
+  return expected(nnx.eval_shape(lambda: Sam2(config, ShapeRngs())), "sam2.")
 
 
 def part_of(names: Mapping[str, Shape], *prefixes: str) -> dict[str, Shape]:

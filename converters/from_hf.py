@@ -13,7 +13,7 @@ interrupted leaves nothing behind.
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -138,7 +138,7 @@ def _write_rest(folder: Path, src: Path, result) -> None:
     write_file(carried / "tensors.safetensors", result.carried, Checksums())
   write_json(carried / "ties.json", result.ties)
   if result.model is None:
-    write_json(folder / "config.json", {"sam2": asdict(result.sam2)})
+    model_directory.write_json(folder / model_directory.SAM2_CONFIG, result.sam2)
     return
   result.tokenizer.save(folder / "tokenizer")
   model_directory.write_json(folder / "processor.json", result.image)

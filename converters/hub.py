@@ -21,16 +21,20 @@ def local_path(src: str, revision: str) -> Path:
     return path
   if not _HUB_ID.fullmatch(src):
     raise ValueError(f"{src} does not exist and is no id of a hub repository")
+  folder = _download(src, revision, _PATTERNS)
+  if not any(folder.glob("*.safetensors")):
+    folder = _download(src, revision, _PATTERNS + _PICKLES)
+  return folder
+
+
+def _download(repo: str, revision: str, patterns: list[str]) -> Path:
   import huggingface_hub
   from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
   try:
-    files = huggingface_hub.list_repo_files(src, revision=revision or None)
-    has_safetensors = any(name.endswith(".safetensors") for name in files)
-    patterns = _PATTERNS if has_safetensors else _PATTERNS + _PICKLES
     return Path(
-      huggingface_hub.snapshot_download(src, revision=revision or None, allow_patterns=patterns)
+      huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=patterns)
     )
   except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise ValueError(f"{src} does not exist here and cannot be downloaded: {reason}") from error
+    raise ValueError(f"{repo} does not exist here and cannot be downloaded: {reason}") from error

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from converters.rules import Shape
 from converters.streams import StreamedArray
 
-CONCURRENT_ARRAYS = 4
+CONCURRENT_ARRAYS = 8
 """Arrays that are read and written at a time; each holds a block in memory."""
 
 
@@ -30,11 +30,14 @@ class StreamedArrayHandler(type_handlers.NumpyHandler):
     super().__init__(deepcopy_host_arrays=False)
     self._bar = bar
     self._turns = asyncio.Semaphore(CONCURRENT_ARRAYS)
+    self._context: ts.Context | None = None
 
   async def _open_and_write(self, value: StreamedArray, tspec: dict, ts_context: ts.Context):
     tspec["metadata"]["chunks"] = list(value.chunks or (value.rows, *value.shape[1:]))
+    if self._context is None:  # like `cp`, leave it to the system when to flush
+      self._context = ts.Context({"file_io_sync": False}, parent=ts_context)
     async with self._turns:
-      store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
+      store = await ts.open(ts.Spec(tspec), create=True, open=True, context=self._context)
       for start in range(0, value.shape[0], value.rows):
         stop = min(start + value.rows, value.shape[0])
         block = await asyncio.to_thread(value.read, start, stop)

@@ -44,12 +44,14 @@ def random_tensors(config, values: np.ndarray) -> dict:
   from converters.sa2va_rules import sa2va_table
   from converters.streams import StreamedArray, block_rows
 
+  twice = np.concatenate([values, values])
+
   def stream(index: int, shape: tuple[int, ...]) -> StreamedArray:
     row = int(np.prod(shape[1:]))
 
     def read(start: int, stop: int) -> np.ndarray:
       offset = (index * 7919 + start * row) % len(values)
-      return np.resize(np.roll(values, -offset), (stop - start, *shape[1:]))
+      return np.resize(twice[offset : offset + len(values)], (stop - start, *shape[1:]))
 
     return StreamedArray(shape, values.dtype, block_rows(shape, values.dtype.itemsize), read)
 

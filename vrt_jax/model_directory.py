@@ -25,14 +25,20 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from vrt_jax.config import ImageConfig, ModelConfig, from_dict
+from vrt_jax.config import ImageConfig, ModelConfig, Sam2Config, from_dict
 from vrt_jax.data.chat import ChatTokenizer
+from vrt_jax.models.layers import ShapeRngs
 from vrt_jax.models.lora import merge_lora
-from vrt_jax.models.sa2va import Sa2VA
+from vrt_jax.models.sa2va import Sa2VA, abstract_sa2va
+from vrt_jax.models.sam2.model import Sam2
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nnx.Module)
 
 CARRIED = "carried"
+PARTS = ("config.json", "processor.json", "tokenizer/tokenizer.json", "params")
+SAM2_CONFIG = "sam2.json"
+"""In the place of config.json where a directory holds SAM 2 alone: its Sam2Config."""
 SHIPPED = {"shapes": "shapes_sft", "shapes_base": "shapes_base"}
 """Names that stand for a model directory inside the package: trained on traces, and its base."""
 
@@ -58,15 +64,12 @@ def resolve(path: str) -> Path:
     folder = Path(str(resources.files("vrt_jax") / "assets" / SHIPPED[path]))
   else:
     folder = Path(path)
-  for part in ("config.json", "processor.json", "tokenizer/tokenizer.json", "params"):
-    if not (folder / part).exists():
-      raise ValueError(f"{folder} is not a model directory: it has no {part}")
+  missing = [part for part in PARTS if not (folder / part).exists()]
+  if missing and (folder / SAM2_CONFIG).is_file():
+    raise ValueError(f"{folder} is SAM 2 alone, without a language model")
+  if missing:
+    raise ValueError(f"{folder} is not a model directory: it has no {missing[0]}")
   return folder
-
-
-def abstract_model(config: ModelConfig) -> Sa2VA:
-  """The model with shapes instead of arrays."""
-  return nnx.eval_shape(lambda: Sa2VA(config, nnx.Rngs(0)))
 
 
 def load(path: str) -> Loaded:
@@ -79,20 +82,48 @@ def load(path: str) -> Loaded:
   config = read_json(folder / "config.json", ModelConfig)
   image = read_json(folder / "processor.json", ImageConfig)
   tokenizer = ChatTokenizer.from_dir(folder / "tokenizer")
-  graphdef, state = nnx.split(abstract_model(config))
-  here = SingleDeviceSharding(jax.devices()[0])  # not the devices that wrote it
-  target = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=here), nnx.to_pure_dict(state)
-  )
-  with ocp.StandardCheckpointer() as checkpointer:
-    try:
-      params = checkpointer.restore((folder / "params").resolve(), target)
-    except (ValueError, FileNotFoundError) as error:
-      raise ValueError(f"{folder / 'params'} does not fit {folder / 'config.json'}") from error
-  nnx.replace_by_pure_dict(state, params)
-  model = nnx.merge(graphdef, state)
+  model = abstract_sa2va(config)
+  model = _restore(folder / "params", model)
   carried = folder / CARRIED
   return Loaded(model, tokenizer, image, carried if carried.is_dir() else None)
+
+
+def load_sam2(path: str) -> Sam2:
+  """Reads SAM 2 alone, from a directory of its own or from a whole model's; float32.
+
+  Raises:
+    ValueError: neither, or one whose parameters have other shapes.
+  """
+  file = Path(path) / SAM2_CONFIG
+  if file.is_file():
+    config = read_json(file, Sam2Config)
+  else:
+    config = read_json(resolve(path) / "config.json", ModelConfig).sam2
+  folder = file.parent if file.is_file() else resolve(path)
+  model = nnx.eval_shape(lambda: Sam2(config, ShapeRngs()))
+  return _restore(folder / "params", model, part="sam2")
+
+
+def _restore(params: Path, model: M, part: str = "") -> M:
+  """An abstract model with values; `part` is its name in the checkpoint, "" for the whole of it."""
+  graphdef, state = nnx.split(model)
+  here = SingleDeviceSharding(jax.devices()[0])  # not the devices that wrote it
+  wanted = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=here), nnx.to_pure_dict(state)
+  )
+  target = {part: wanted} if part else wanted
+  args = ocp.args.PyTreeRestore(
+    item=target,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+    partial_restore=bool(part),
+  )
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    try:
+      found = checkpointer.restore(params.resolve(), args=args)
+    except (ValueError, FileNotFoundError, KeyError) as error:
+      raise ValueError(f"{params} does not fit the sizes that are given beside it") from error
+  nnx.replace_by_pure_dict(state, found[part] if part else found)
+  return nnx.merge(graphdef, state)
 
 
 def save(

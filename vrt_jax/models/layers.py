@@ -18,11 +18,23 @@ from vrt_jax.config import LoraConfig
 Axes = tuple[str | None, ...]
 
 
+class ShapeRngs(nnx.Rngs):
+  """Stands for random numbers where only shapes are wanted: parameters start as zeros.
+
+  Tracing the initialisers of a large model takes several times as long as tracing zeros.
+  """
+
+  def __init__(self):
+    super().__init__(0)
+
+
 def param(
   rngs: nnx.Rngs, shape: tuple[int, ...], init: Callable, axes: Axes, kind: type = nnx.Param
 ) -> nnx.Param:
   """A float32 parameter of `shape` whose `axes` metadata names each dimension."""
   assert len(shape) == len(axes), (shape, axes)
+  if isinstance(rngs, ShapeRngs):
+    return kind(jnp.zeros(shape, jnp.float32), axes=axes)
   return kind(init(rngs.params(), shape, jnp.float32), axes=axes)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vrt_jax.config import LoraConfig
-from vrt_jax.models.sa2va import Sa2VA
+from vrt_jax.models.sa2va import Sa2VA, abstract_sa2va
 
 
 def add_lora(model: Sa2VA, lora: LoraConfig, seed: int) -> Sa2VA:
@@ -16,7 +16,7 @@ def add_lora(model: Sa2VA, lora: LoraConfig, seed: int) -> Sa2VA:
   The parameters of `model` are shared, not copied. Source: PEFT's LoraLayer.reset_lora_parameters.
   """
   config = dataclasses.replace(model.config, lora=lora)
-  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Sa2VA(config, nnx.Rngs(0))))
+  graphdef, abstract = nnx.split(abstract_sa2va(config))
   given = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
   filled = {}
   for i, (path, variable) in enumerate(nnx.to_flat_state(abstract)):
@@ -53,5 +53,5 @@ def merge_lora(model: Sa2VA) -> Sa2VA:
       update = jnp.einsum("...or,...ri->...oi", b, a) * (lora.alpha / lora.rank)
       value = (value.astype(jnp.float32) + update).astype(value.dtype)
     merged[path] = variable.replace(value)
-  graphdef, _ = nnx.split(nnx.eval_shape(lambda: Sa2VA(config, nnx.Rngs(0))))
+  graphdef, _ = nnx.split(abstract_sa2va(config))
   return nnx.merge(graphdef, nnx.from_flat_state(merged))

@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Float, Int32, Key, UInt8
 
 from vrt_jax.config import ModelConfig
-from vrt_jax.models.layers import Linear
+from vrt_jax.models.layers import Linear, ShapeRngs
 from vrt_jax.models.qwen3_vl.model import Qwen3VL
 from vrt_jax.models.sam2.model import MaskOutput, Sam2
 from vrt_jax.types import Batch
@@ -74,6 +74,15 @@ class Sa2VA(nnx.Module):
         batch.grounding_image, gather_positions(hidden, batch.targets.seg_positions)
       ),
     )
+
+
+def abstract_sa2va(config: ModelConfig) -> Sa2VA:
+  """The model with shapes instead of arrays.
+
+  Raises:
+    ValueError: sizes that do not fit together.
+  """
+  return nnx.eval_shape(lambda: Sa2VA(config, ShapeRngs()))
 
 
 def gather_positions(
