@@ -8,7 +8,7 @@ from pathlib import Path
 from converters.params_reader import StoredParams
 from converters.qwen3_vl_rules import qwen3_vl_table
 from converters.rules import OpName, RuleTable, Shape
-from converters.sa2va_rules import sa2va_table
+from converters.sa2va_rules import QWEN_PREFIX, sa2va_table
 from converters.sam2_rules import HF
 from converters.streams import StreamedArray, merge_adapters, stacked_rows
 from converters.tensor_files import SafetensorsFiles
@@ -153,4 +153,5 @@ def adapter_tensors(source: Source) -> dict[str, StreamedArray]:
     raise ValueError(
       "the model has no adapters: --adapter takes a training workdir or a model that kept them"
     )
-  return {f"{PEFT_PREFIX}{key}": value for key, value in rename(ADAPTERS, adapters).items()}
+  names = rename(ADAPTERS, adapters)
+  return {f"{PEFT_PREFIX}{key.removeprefix(QWEN_PREFIX)}": value for key, value in names.items()}

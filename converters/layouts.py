@@ -23,6 +23,7 @@ from vrt_jax.config import ImageConfig, LoraConfig, ModelConfig
 from vrt_jax.data.chat import ChatTokenizer
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+SAM2_KINDS = ("sam2", "sam2_video")
 EMBEDDING = "model.language_model.embed_tokens.weight"
 
 
@@ -51,19 +52,33 @@ def read_checkpoint(src: Path, options: Options) -> Conversion:
     if is_training_checkpoint(list(source.shapes)):
       return training_checkpoint(source, options)
     return meta_sam2(source)
-  if not src.is_dir():
-    raise ValueError(f"{src} is neither a folder nor a {', '.join(TORCH_SUFFIXES)} file")
-  config = read_config(src)
+  config = _config_of(src)
   kind = config.get("model_type")
   if kind == "sa2va_chat":
     return sa2va_export(src, config, options)
   if kind == "qwen3_vl":
     return plain_qwen(src, config, options)
-  if kind in ("sam2", "sam2_video"):
+  if kind in SAM2_KINDS:
     return hf_sam2(src, config)
   raise ValueError(
     f"{src / 'config.json'}: model_type {kind!r} is none of sa2va_chat, qwen3_vl, sam2, sam2_video"
   )
+
+
+def read_sam2(src: Path) -> Conversion:
+  """The conversion of a checkpoint of SAM 2 alone; ValueError where it is another or bad."""
+  if src.is_file() and src.suffix in TORCH_SUFFIXES:
+    return meta_sam2(TorchFiles([src]))
+  config = _config_of(src)
+  if config.get("model_type") not in SAM2_KINDS:
+    raise ValueError(f"{src} is no checkpoint of SAM 2 alone")
+  return hf_sam2(src, config)
+
+
+def _config_of(src: Path) -> dict:
+  if not src.is_dir():
+    raise ValueError(f"{src} is neither a folder nor a {', '.join(TORCH_SUFFIXES)} file")
+  return read_config(src)
 
 
 def sa2va_export(src: Path, config: dict, options: Options) -> Conversion:
@@ -109,9 +124,7 @@ def plain_qwen(src: Path, config: dict, options: Options) -> Conversion:
     sam2 = Conversion(sizes, params, axes, checksums)
     sam2.notes.append("SAM 2 (large) is untrained: --sam2 takes a checkpoint")
   else:
-    sam2 = read_checkpoint(options.sam2, options)
-    if sam2.model is not None:
-      raise ValueError(f"--sam2 {options.sam2} is no checkpoint of SAM 2 alone")
+    sam2 = read_sam2(options.sam2)
   model = ModelConfig(
     vision=vision,
     text=replace(text, vocab_size=num_rows),

@@ -27,4 +27,4 @@ R_SA2VA_4B = ModelConfig(
   ),
   sam2=SAM2_SIZES["large"],
 )
-"""5,053,0xx,xxx parameters with an output embedding of its own."""
+"""5,049,567,425 parameters, those of video memory aside, with an output embedding of its own."""
