@@ -72,20 +72,27 @@ def resolve(path: str) -> Path:
   return folder
 
 
+def load_abstract(path: str) -> Loaded:
+  """A model directory with shapes instead of parameters; the same errors as `load`."""
+  folder = resolve(path)
+  carried = folder / CARRIED
+  return Loaded(
+    model=abstract_sa2va(read_json(folder / "config.json", ModelConfig)),
+    tokenizer=ChatTokenizer.from_dir(folder / "tokenizer"),
+    image=read_json(folder / "processor.json", ImageConfig),
+    carried=carried if carried.is_dir() else None,
+  )
+
+
 def load(path: str) -> Loaded:
   """Reads a model directory; parameters come as float32 whatever they are stored as.
 
   Raises:
     ValueError: not a model directory, or one whose parameters have other shapes.
   """
-  folder = resolve(path)
-  config = read_json(folder / "config.json", ModelConfig)
-  image = read_json(folder / "processor.json", ImageConfig)
-  tokenizer = ChatTokenizer.from_dir(folder / "tokenizer")
-  model = abstract_sa2va(config)
-  model = _restore(folder / "params", model)
-  carried = folder / CARRIED
-  return Loaded(model, tokenizer, image, carried if carried.is_dir() else None)
+  loaded = load_abstract(path)
+  model = _restore(resolve(path) / "params", loaded.model)
+  return dataclasses.replace(loaded, model=model)
 
 
 def load_sam2(path: str) -> Sam2:
