@@ -205,7 +205,9 @@ def test_import_does_not_start_jax(module):
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+  "document", ["README.md", "CONTRIBUTING.md", "docs/conversion.md", "docs/parity.md"]
+)
 def test_documents_name_commands_that_exist(document):
   text = (ROOT / document).read_text(encoding="utf-8")
   modules = set(re.findall(r"python -m ((?:vrt_jax|eval|scripts|converters)[\w.]*)", text))
