@@ -30,6 +30,5 @@ def new_folder(dst: Path, num_bytes: int) -> Iterator[Path]:
   try:
     yield partial
     os.replace(partial, dst)
-  except BaseException:
+  finally:
     shutil.rmtree(partial, ignore_errors=True)
-    raise

@@ -12,7 +12,7 @@ transformers; the two models are in memory one after the other.
 import gc
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,8 +20,6 @@ from typing import Literal
 import numpy as np
 
 from vrt_jax import cli
-
-Stages = dict[str, np.ndarray]
 
 TOLERANCES = {
   "float32": {
@@ -40,8 +38,6 @@ bfloat16 keeps 8 bits: both sides round every activation, in another order."""
 MASK_MARGIN = {"float32": 1e-3, "bfloat16": 0.25}
 """Pixels whose logit is that close to zero may fall on either side."""
 WORST_PIXEL_SHARE = {"float32": 0.0, "bfloat16": 2e-3}
-FALLBACK_TEXT = " <answer><obj1> [SEG].</answer>"
-"""Appended to a text without [SEG], so that there is a mask to compare."""
 
 
 @dataclass(frozen=True)
@@ -73,82 +69,17 @@ class Row:
     return self.error <= self.tolerance
 
 
-def torch_stages(folder: Path, loaded, args: Args) -> tuple[Stages, list[int]]:
-  """Every stage in PyTorch, and the generated ids."""
-  import torch
-
-  from converters.config_reader import read_config
-  from converters.torch_reference import load_reference, process_image
-  from vrt_jax.data.chat import encode_prompt
-  from vrt_jax.data.image import decode_image, grounding_image
-  from vrt_jax.data.trace import evaluation_user_text
-
-  data, tokenizer, image = args.image.read_bytes(), loaded.tokenizer, loaded.image
-  processed = process_image(data, image)
-  user_text = evaluation_user_text(args.question, True)
-  num_visual = int(np.prod(processed.grid)) // image.merge_size**2
-  prompt = encode_prompt(tokenizer, user_text, [num_visual])
-  dtype = getattr(torch, args.dtype)
-  model = load_reference(folder, read_config(folder), loaded.model.config, dtype)
-  pixels = torch.from_numpy(processed.pixel_values).to(dtype)
-  vision = {"pixel_values": pixels, "image_grid_thw": torch.tensor([processed.grid])}
-
-  def inputs(ids: list[int]) -> dict:
-    row = torch.tensor([ids])
-    types = (row == tokenizer.image_pad_id).int()
-    return {"input_ids": row, "attention_mask": torch.ones_like(row), "mm_token_type_ids": types}
-
-  with torch.no_grad():
-    generated = model.qwen.generate(
-      **inputs(prompt),
-      **vision,
-      do_sample=False,
-      max_new_tokens=args.max_new_tokens,
-      eos_token_id=tokenizer.im_end_id,
-      pad_token_id=tokenizer.endoftext_id,
-      suppress_tokens=list(tokenizer.never_sample_ids),
-    )[0, len(prompt) :].tolist()
-    model.states()
-    ids = with_seg(prompt + generated, tokenizer)
-    logits = model.qwen(**inputs(ids), **vision).logits[0, len(prompt) - 1 :]
-    states = model.states()[0]
-    tower = model.qwen.model.visual(pixels, grid_thw=vision["image_grid_thw"])
-    seg = states[torch.tensor(ids) == tokenizer.seg_id]
-    if loaded.model.config.seg_hidden == "post_norm":
-      seg = model.qwen.model.language_model.norm(seg)
-    maps = model.image_maps(grounding_image(decode_image(data), image.grounding_size_px))
-    masks, iou = model.decode(maps, seg)
-    best = masks[torch.arange(len(seg)), iou.argmax(dim=-1)]
-    square = (image.grounding_size_px,) * 2
-    final = best.float()[:, None]
-    for size in (square, processed.size):
-      final = torch.nn.functional.interpolate(final, size=size, mode="bilinear")
-    stages = {"image patches": processed.pixel_values, "visual tokens": tower.pooler_output}
-    stages |= {f"deepstack {i}": x for i, x in enumerate(tower.deepstack_features)}
-    stages |= {"hidden states before the norm": states, "logits": logits}
-    stages["[SEG] prompts"] = model.text_hidden_fcs(seg)
-    stages |= {f"SAM 2 stride {4 * 2**i}": m.permute(0, 2, 3, 1) for i, m in enumerate(maps)}
-    stages |= {"mask logits": masks, "predicted IoU": iou, "final mask logits": final[:, 0]}
-  out = {k: v if isinstance(v, np.ndarray) else v.float().numpy() for k, v in stages.items()}
-  return out, generated
-
-
-def with_seg(ids: list[int], tokenizer) -> list[int]:
-  """The ids, with a [SEG] among them."""
-  return ids if tokenizer.seg_id in ids else ids + tokenizer.encode(FALLBACK_TEXT)
-
-
-def our_stages(loaded, args: Args, generated: list[int]) -> tuple[Stages, str]:
+def our_stages(loaded, args: Args, generated: list[int]) -> tuple[dict[str, np.ndarray], str]:
   """The same stages in JAX for the text that PyTorch generated, and our own greedy text."""
   import jax
   import jax.numpy as jnp
   from flax import nnx
 
+  from converters.torch_stages import with_seg
   from vrt_jax.data.image import normalize_patches
   from vrt_jax.data.trace import evaluation_user_text
   from vrt_jax.data.transforms import make_prompt, pad_inputs
   from vrt_jax.ops.attention import AttentionMask
-  from vrt_jax.ops.resize import resize_bilinear_numpy
 
   tokenizer, image, model = loaded.tokenizer, loaded.image, loaded.model
   prompt, size = make_prompt(
@@ -178,25 +109,38 @@ def our_stages(loaded, args: Args, generated: list[int]) -> tuple[Stages, str]:
     prompts = model.language_embeddings(states[0, seg])
     return tokens[0], deepstack[:, 0], states[0], logits, prompts
 
-  @nnx.jit
-  def segment(model, prompts):
-    features = model.sam2.encode_image(prompt.grounding_image[None], model.dtype)
-    found = model.sam2.decode_prompts(features, model.sam2.language_prompt(prompts[None]))
-    return features, found.masks[0, :, 1:], found.iou_pred[0, :, 1:]
-
   tokens, deepstack, states, logits, prompts = language(model)
-  features, masks, iou = segment(model, prompts)
-  best = np.asarray(masks)[np.arange(len(seg)), np.argmax(np.asarray(iou), axis=-1)]
-  square = resize_bilinear_numpy(best, (image.grounding_size_px,) * 2)
   stages = {"image patches": normalize_patches(prompt.patches), "visual tokens": tokens}
   stages |= {f"deepstack {i}": x for i, x in enumerate(deepstack)}
   stages |= {"hidden states before the norm": states, "logits": logits, "[SEG] prompts": prompts}
-  strides = {"4": features.stride4, "8": features.stride8, "16": features.stride16}
-  stages |= {f"SAM 2 stride {name}": x for name, x in strides.items()}
-  final = resize_bilinear_numpy(square, size)
-  stages |= {"mask logits": masks, "predicted IoU": iou, "final mask logits": final}
+  stages |= _segmentation(model, prompt.grounding_image, prompts, size)
   out = {k: np.asarray(jax.device_get(v), np.float32) for k, v in stages.items()}
   return out, greedy(loaded, args)
+
+
+def _segmentation(model, grounding_image: np.ndarray, prompts, size: tuple[int, int]) -> dict:
+  """From language prompts [M, E] to mask logits at picture size."""
+  from flax import nnx
+
+  from vrt_jax.ops.resize import resize_bilinear_numpy
+
+  @nnx.jit
+  def segment(model, prompts):
+    features = model.sam2.encode_image(grounding_image[None], model.dtype)
+    found = model.sam2.decode_prompts(features, model.sam2.language_prompt(prompts[None]))
+    return features, found.masks[0, :, 1:], found.iou_pred[0, :, 1:]
+
+  features, masks, iou = segment(model, prompts)
+  best = np.asarray(masks)[np.arange(len(prompts)), np.argmax(np.asarray(iou), axis=-1)]
+  square = resize_bilinear_numpy(best, grounding_image.shape[:2])
+  return {
+    "SAM 2 stride 4": features.stride4,
+    "SAM 2 stride 8": features.stride8,
+    "SAM 2 stride 16": features.stride16,
+    "mask logits": masks,
+    "predicted IoU": iou,
+    "final mask logits": resize_bilinear_numpy(square, size),
+  }
 
 
 def greedy(loaded, args: Args) -> str:
@@ -214,7 +158,9 @@ def greedy(loaded, args: Args) -> str:
   return prediction.text
 
 
-def compare(theirs: Stages, ours: Stages, dtype: str) -> Iterator[Row]:
+def compare(
+  theirs: Mapping[str, np.ndarray], ours: Mapping[str, np.ndarray], dtype: str
+) -> Iterator[Row]:
   """A row a stage, the binary masks last."""
   tolerances = TOLERANCES[dtype]
   for stage, reference in theirs.items():
@@ -254,7 +200,7 @@ def parity(args: Args) -> list[Row]:
   import jax.numpy as jnp
   from flax import nnx
 
-  from converters import from_hf, hub
+  from converters import from_hf, hub, torch_stages
   from vrt_jax import model_directory
 
   if not args.image.is_file():
@@ -264,7 +210,9 @@ def parity(args: Args) -> list[Row]:
     directory = Path(temporary) / "model"
     from_hf.convert(from_hf.Args(src=str(folder), dst=directory))
     config = model_directory.load_abstract(str(directory))
-    theirs, their_ids = torch_stages(folder, config, args)
+    theirs, their_ids = torch_stages.run(
+      folder, config, args.image.read_bytes(), args.question, args.dtype, args.max_new_tokens
+    )
     gc.collect()
     loaded = model_directory.load(str(directory))
   if args.dtype == "bfloat16":
