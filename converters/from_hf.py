@@ -13,7 +13,7 @@ interrupted leaves nothing behind.
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -73,9 +73,11 @@ def convert(args: Args) -> dict:
     seed=args.seed,
   )
   result = layouts.read_checkpoint(src, options)
-  stored = dict(result.params)
   if args.dtype != "keep":
-    result.params = {name: array.astype(args.dtype) for name, array in stored.items()}
+    result.params = {name: array.astype(args.dtype) for name, array in result.params.items()}
+    if result.model is not None:
+      compute = "bfloat16" if args.dtype == "bfloat16" else "float32"
+      result.model = replace(result.model, compute_dtype=compute)
   result.params = _in_shards(result, args.mesh)
   num_bytes = sum(array.nbytes for array in result.params.values())
   with atomic.new_folder(args.dst, num_bytes) as folder:

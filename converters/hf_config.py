@@ -85,16 +85,25 @@ def says_tied(config: Mapping[str, Any]) -> bool:
 
 def own_section(model: ModelConfig, image: ImageConfig) -> dict[str, Any]:
   """What `from_own_section` reads back."""
-  return {"sam2": asdict(model.sam2), "seg_hidden": model.seg_hidden, "image": asdict(image)}
+  return {
+    "sam2": asdict(model.sam2),
+    "seg_hidden": model.seg_hidden,
+    "compute_dtype": model.compute_dtype,
+    "image": asdict(image),
+  }
 
 
-def from_own_section(section: Mapping[str, Any]) -> tuple[Sam2Config, str, ImageConfig]:
-  """(SAM 2's sizes, seg_hidden, preprocessing) that `to_hf` wrote; ValueError where malformed."""
+def from_own_section(section: Mapping[str, Any]) -> tuple[dict[str, Any], ImageConfig]:
+  """(fields of a ModelConfig, preprocessing) that `to_hf` wrote; ValueError where malformed."""
   where = f"config.json: {OWN_SECTION}"
-  if missing := sorted({"sam2", "seg_hidden", "image"} - set(section)):
+  if missing := sorted({"sam2", "seg_hidden", "compute_dtype", "image"} - set(section)):
     raise ValueError(f"{where}: no {missing[0]}")
-  sam2 = from_dict(Sam2Config, section["sam2"], f"{where}: sam2")
-  return sam2, section["seg_hidden"], from_dict(ImageConfig, section["image"], f"{where}: image")
+  fields = {
+    "sam2": from_dict(Sam2Config, section["sam2"], f"{where}: sam2"),
+    "seg_hidden": section["seg_hidden"],
+    "compute_dtype": section["compute_dtype"],
+  }
+  return fields, from_dict(ImageConfig, section["image"], f"{where}: image")
 
 
 def hf_config(

@@ -87,18 +87,24 @@ def sa2va_export(src: Path, config: dict, options: Options) -> Conversion:
   vision, text = hf_config.qwen_config(config)
   section = config.get(hf_config.OWN_SECTION)
   if section is None:
-    sam2 = sam2_config.sam2_from_shapes(source.shapes, SAM2_PREFIX)
-    seg_hidden, image = options.seg_hidden, hf_config.REFERENCE_IMAGE
+    fields = {
+      "sam2": sam2_config.sam2_from_shapes(source.shapes, SAM2_PREFIX),
+      "seg_hidden": options.seg_hidden,
+      "compute_dtype": compute_dtype(source),
+    }
+    image = hf_config.REFERENCE_IMAGE
   else:
-    sam2, seg_hidden, image = hf_config.from_own_section(section)
-  model = ModelConfig(vision=vision, text=text, sam2=sam2, seg_hidden=seg_hidden)
+    fields, image = hf_config.from_own_section(section)
+  model = ModelConfig(vision=vision, text=text, **fields)
   tokenizer = ChatTokenizer.from_dir(src)
   shapes, axes = conversion.expected_sa2va(model)
   checksums = Checksums()
   table = sa2va_table(text.tie_embeddings)
   params, ignored = conversion.convert_tensors(table, source, shapes, checksums)
   check_vocabulary(tokenizer, text.vocab_size)
-  result = Conversion(sam2, params, axes, checksums, model, tokenizer=tokenizer, ignored=ignored)
+  result = Conversion(
+    model.sam2, params, axes, checksums, model, tokenizer=tokenizer, ignored=ignored
+  )
   result.image = fit_image(image, model)
   memory = [key for key, reason in ignored.items() if reason == sam2_rules.MEMORY]
   result.carried = conversion.carry(source, {key: key for key in memory})
@@ -130,6 +136,7 @@ def plain_qwen(src: Path, config: dict, options: Options) -> Conversion:
     text=replace(text, vocab_size=num_rows),
     sam2=sam2.sam2,
     seg_hidden=options.seg_hidden,
+    compute_dtype=compute_dtype(stored),
   )
   shapes, axes = conversion.expected_sa2va(model)
   params, ignored = conversion.convert_tensors(
@@ -223,6 +230,11 @@ def fit_image(image: ImageConfig, model: ModelConfig) -> ImageConfig:
     merge_size=model.vision.spatial_merge_size,
     grounding_size_px=model.sam2.image_size_px,
   )
+
+
+def compute_dtype(source: TensorSource) -> str:
+  """bfloat16 for a checkpoint that holds such tensors, as the reference runs it; else float32."""
+  return "bfloat16" if "bfloat16" in source.dtypes.values() else "float32"
 
 
 def check_vocabulary(tokenizer: ChatTokenizer, vocab_size: int) -> None:

@@ -196,10 +196,6 @@ def parity(args: Args) -> list[Row]:
   Raises:
     ValueError: the checkpoint or the picture cannot be used.
   """
-  import jax
-  import jax.numpy as jnp
-  from flax import nnx
-
   from converters import from_hf, hub, torch_stages
   from vrt_jax import model_directory
 
@@ -214,13 +210,7 @@ def parity(args: Args) -> list[Row]:
       folder, config, args.image.read_bytes(), args.question, args.dtype, args.max_new_tokens
     )
     gc.collect()
-    loaded = model_directory.load(str(directory))
-  if args.dtype == "bfloat16":
-    graphdef, state = nnx.split(loaded.model)
-    state = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state)
-    model = nnx.merge(graphdef, state)
-    model.config = replace(model.config, compute_dtype="bfloat16")
-    loaded = replace(loaded, model=model)
+    loaded = model_directory.load(str(directory), args.dtype)
   ours, our_text = our_stages(loaded, args, their_ids)
   their_text = loaded.tokenizer.decode(their_ids)
   return [*compare(theirs, ours, args.dtype), text_row(their_text, our_text, args.dtype)]

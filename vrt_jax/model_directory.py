@@ -84,14 +84,18 @@ def load_abstract(path: str) -> Loaded:
   )
 
 
-def load(path: str) -> Loaded:
-  """Reads a model directory; parameters come as float32 whatever they are stored as.
+def load(path: str, dtype: str = "") -> Loaded:
+  """Reads a model directory; parameters come in the compute dtype, however they are stored.
+
+  `dtype` is another compute dtype than the one in config.json.
 
   Raises:
     ValueError: not a model directory, or one whose parameters have other shapes.
   """
   loaded = load_abstract(path)
-  model = _restore(resolve(path) / "params", loaded.model)
+  config = loaded.model.config
+  config = dataclasses.replace(config, compute_dtype=dtype or config.compute_dtype)
+  model = _restore(resolve(path) / "params", abstract_sa2va(config), config.compute_dtype)
   return dataclasses.replace(loaded, model=model)
 
 
@@ -108,15 +112,16 @@ def load_sam2(path: str) -> Sam2:
     config = read_json(resolve(path) / "config.json", ModelConfig).sam2
   folder = file.parent if file.is_file() else resolve(path)
   model = nnx.eval_shape(lambda: Sam2(config, ShapeRngs()))
-  return _restore(folder / "params", model, part="sam2")
+  return _restore(folder / "params", model, "float32", part="sam2")
 
 
-def _restore(params: Path, model: M, part: str = "") -> M:
+def _restore(params: Path, model: M, dtype: str, part: str = "") -> M:
   """An abstract model with values; `part` is its name in the checkpoint, "" for the whole of it."""
   graphdef, state = nnx.split(model)
   here = SingleDeviceSharding(jax.devices()[0])  # not the devices that wrote it
   wanted = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=here), nnx.to_pure_dict(state)
+    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=here),
+    nnx.to_pure_dict(state),
   )
   target = {part: wanted} if part else wanted
   args = ocp.args.PyTreeRestore(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -23,6 +25,7 @@ from vrt_jax.config import MeshConfig, ModelConfig
 from vrt_jax.data.positions import mrope_position_ids
 from vrt_jax.ops.attention import AttentionMask
 
+ROOT = Path(__file__).resolve().parents[2]
 UNTIED = dataclasses.replace(
   tiny.MODEL, text=dataclasses.replace(tiny.MODEL.text, tie_embeddings=False)
 )
@@ -71,6 +74,12 @@ def test_another_dtype_rounds_and_stays_readable(tmp_path):
   tensors = write_export(tmp_path / "src")
   model = convert(tmp_path / "src", tmp_path / "model", dtype="bfloat16")
   assert {a.dtype.name for a in StoredParams(model / "params").arrays.values()} == {"bfloat16"}
+  loaded = model_directory.load(str(model)).model
+  assert loaded.config.compute_dtype == "bfloat16"
+  assert {x.dtype.name for x in jax.tree.leaves(nnx.state(loaded))} == {"bfloat16"}
+  exact = model_directory.load(str(model), "float32").model
+  assert exact.config.compute_dtype == "float32"
+  assert {x.dtype.name for x in jax.tree.leaves(nnx.state(exact))} == {"float32"}
   back = read_folder(export(model, tmp_path / "back"))
   key = "text_hidden_fcs.0.weight"
   assert torch.equal(back[key], tensors[key].bfloat16()) and back[key].dtype == torch.bfloat16
@@ -99,6 +108,19 @@ def test_a_second_copy_of_the_embedding_is_compared_and_comes_back(tmp_path):
   with pytest.raises(ValueError, match=r"lm_head\.weight: tied to .* but the values differ"):
     convert(tmp_path / "src", tmp_path / "other")
   assert not list(tmp_path.glob("other*"))
+
+
+def test_torch_is_not_imported_for_safetensors(tmp_path):
+  write_export(tmp_path / "src")
+  code = (
+    "import sys; from pathlib import Path; from converters import from_hf, to_hf;"
+    "from_hf.convert(from_hf.Args(src=sys.argv[1], dst=Path(sys.argv[2])));"
+    "to_hf.convert(to_hf.Args(src=sys.argv[2], dst=Path(sys.argv[3])));"
+    "sys.exit('torch' in sys.modules)"
+  )
+  paths = [str(tmp_path / name) for name in ("src", "model", "back")]
+  done = subprocess.run([sys.executable, "-c", code, *paths], cwd=ROOT, check=False)
+  assert done.returncode == 0
 
 
 def torch_logits(folder: Path, ids: np.ndarray) -> np.ndarray:
