@@ -1,15 +1,15 @@
-"""Resizing, patches and decoding, against transformers where it has the same step."""
+"""Resizing, patches and decoding; `tests/parity/test_image.py` compares with transformers."""
 
 import dataclasses
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.pictures import encoded, picture
 from vrt_jax.config import ImageConfig
-from vrt_jax.data import image, records
+from vrt_jax.data import image
 
 CONFIG = ImageConfig(  # the reference's
   patch_size=16,
@@ -21,73 +21,8 @@ CONFIG = ImageConfig(  # the reference's
 SMALL = dataclasses.replace(CONFIG, min_pixels=64 * 64, max_pixels=160 * 160)
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-  """Smooth colours with noise."""
-  rng = np.random.default_rng(seed)
-  coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
-  pixels = np.asarray(coarse.resize((width, height))).astype(np.int16)
-  noisy = pixels + rng.integers(-20, 21, pixels.shape)
-  return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-
-
-def jpeg(size: tuple[int, int] = (97, 61), **options) -> bytes:
-  file = io.BytesIO()
-  picture(*size).save(file, "JPEG", **options)
-  return file.getvalue()
-
-
-def processor(config: ImageConfig):
-  qwen = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
-  return qwen.Qwen2VLImageProcessorPil(
-    patch_size=config.patch_size,
-    merge_size=config.merge_size,
-    temporal_patch_size=config.temporal_patch_size,
-    image_mean=[0.5] * 3,
-    image_std=[0.5] * 3,
-    min_pixels=config.min_pixels,
-    max_pixels=config.max_pixels,
-  )
-
-
-def assert_equal_to_transformers(pil: Image.Image, config: ImageConfig):
-  expected = processor(config)(images=[pil], return_tensors="np")
-  patches, grid = image.mllm_patches(pil, config, inference=False)
-  assert patches.dtype == np.uint8
-  assert [list(grid)] == expected["image_grid_thw"].tolist()
-  values = image.normalize_patches(patches)
-  assert values.dtype == np.float32
-  np.testing.assert_array_equal(values, expected["pixel_values"])
-
-
-@pytest.mark.parametrize("size", [(640, 427), (97, 61)])
-def test_patches_equal_transformers(size):
-  assert_equal_to_transformers(picture(*size), CONFIG)
-
-
-def test_patches_equal_transformers_on_random_sizes():
-  rng = np.random.default_rng(1)
-  for seed in range(12):
-    width, height = (int(side) for side in rng.integers(1, 400, 2))
-    assert_equal_to_transformers(picture(width, height, seed), SMALL)
-
-
-def test_patches_equal_transformers_on_photographs(shared_data: Path):
-  pictures = {
-    record.image
-    for record in records.read_eval_records(str(shared_data / "photos/photos_eval.tfrecord"))
-  }
-  assert pictures
-  for data in pictures:
-    assert_equal_to_transformers(image.decode_image(data), CONFIG)
-
-
-def test_another_order_of_patches_is_noticed():
-  pil = picture(97, 61)
-  expected = processor(SMALL)(images=[pil], return_tensors="np")["pixel_values"]
-  patches, (_, rows, columns) = image.mllm_patches(pil, SMALL, inference=False)
-  blocks = patches.reshape(rows // 2, columns // 2, 2, 2, -1).transpose(0, 2, 1, 3, 4)
-  raster = image.normalize_patches(blocks.reshape(rows * columns, -1))
-  assert not np.array_equal(raster, expected)
+def jpeg(size: tuple[int, int] = (97, 61), **options: object) -> bytes:
+  return encoded(picture(*size), "JPEG", **options)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,63 @@
-"""Copies a transformers Qwen3VLForConditionalGeneration state dict into our modules."""
+"""Tiny random transformers Qwen3-VLs and the road of their weights into ours."""
 
 import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from vrt_jax.config import ModelConfig
 from vrt_jax.models.qwen3_vl.model import Qwen3VL
 
 STACKS = ("visual.blocks.", "visual.deepstack_merger_list.", "language_model.layers.")
+
+
+def hf_config(config: ModelConfig, image_token_id: int) -> Qwen3VLConfig:
+  """The transformers configuration of the same model."""
+  vision, text = config.vision, config.text
+  return Qwen3VLConfig(
+    vision_config={
+      "depth": vision.depth,
+      "hidden_size": vision.hidden_size,
+      "num_heads": vision.num_heads,
+      "intermediate_size": vision.intermediate_size,
+      "patch_size": vision.patch_size,
+      "num_position_embeddings": vision.num_position_embeddings,
+      "out_hidden_size": vision.out_hidden_size,
+      "deepstack_visual_indexes": list(vision.deepstack_indexes),
+    },
+    text_config={
+      "vocab_size": text.vocab_size,
+      "hidden_size": text.hidden_size,
+      "num_hidden_layers": text.num_layers,
+      "num_attention_heads": text.num_heads,
+      "num_key_value_heads": text.num_kv_heads,
+      "head_dim": text.head_dim,
+      "rms_norm_eps": text.rms_norm_eps,
+      "intermediate_size": text.intermediate_size,
+      "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": text.rope_theta,
+        "mrope_section": list(text.mrope_section),
+        "mrope_interleaved": True,
+      },
+    },
+    image_token_id=image_token_id,
+    video_token_id=image_token_id + 1,
+    tie_word_embeddings=text.tie_embeddings,
+  )
+
+
+def random_torch_model(config: Qwen3VLConfig, seed: int = 0) -> Qwen3VLForConditionalGeneration:
+  """A model in which no parameter keeps its initial value: norms near one, biases not zero."""
+  torch.manual_seed(seed)
+  model = Qwen3VLForConditionalGeneration(config).eval()
+  for name, parameter in model.named_parameters():
+    noise = torch.randn_like(parameter)
+    is_norm = "norm" in name and name.endswith("weight")
+    width = parameter[0].numel() if parameter.ndim > 1 else 25
+    parameter.data = 1 + 0.2 * noise if is_norm else noise * width**-0.5
+  return model
 
 
 def source_keys(path: tuple, leading: int) -> list[str]:

@@ -83,7 +83,10 @@ def hf_config(config: Sam2Config) -> HfSam2Config:
 
 
 def random_torch_model(config: Sam2Config, seed: int = 0) -> Sam2Model:
-  """Every parameter and the Fourier matrix random, norms and biases too."""
+  """Every parameter and the Fourier matrix random, norms and biases too.
+
+  The mask decoder's biases are small, so that the prompt has a say in its masks.
+  """
   model = Sam2Model(hf_config(config)).eval()
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
@@ -94,6 +97,8 @@ def random_torch_model(config: Sam2Config, seed: int = 0) -> Sam2Model:
       elif value.ndim >= 2 and name.endswith("weight") and "embed." not in name:
         fan_in = value.shape[0] if "upscale_conv" in name else value[0].numel()
         value.copy_(noise * fan_in**-0.5)
+      elif name.startswith("mask_decoder") and name.endswith("bias"):
+        value.copy_(0.1 * noise)
       else:
         value.copy_(0.5 * noise)
     for name in ("iou_token", "mask_tokens", "obj_score_token"):
@@ -103,6 +108,17 @@ def random_torch_model(config: Sam2Config, seed: int = 0) -> Sam2Model:
       model.prompt_encoder.shared_embedding.positional_embedding
     )
   return model
+
+
+def balance_iou_head(model: Sam2Model, iou: torch.Tensor) -> None:
+  """Makes the masks compete, in place: which one is best then depends on the prompt.
+
+  `iou` [.., K] is what the head gives so far for the last K masks; their mean logits are taken off
+  its last bias.
+  """
+  with torch.no_grad():
+    bias = model.mask_decoder.iou_prediction_head.proj_out.bias
+    bias[-iou.shape[-1] :] -= iou.reshape(-1, iou.shape[-1]).logit().mean(dim=0)
 
 
 def our_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

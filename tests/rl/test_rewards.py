@@ -1,15 +1,9 @@
-"""Format and answer rewards."""
-
-import random
-import re
+"""Format and answer rewards; `tests/parity/test_rewards.py` has the reference's rules."""
 
 import numpy as np
 import pytest
 
 from vrt_jax.rl.rewards import answer_reward, format_reward
-
-FULL = r"<think>.*?\[SEG\].*?</think>.*?<answer>.*?\[SEG\].*?</answer>.*?"
-ANSWER = r"<think>.*?</think>.*?<answer>.*?\[SEG\].*?</answer>.*?"
 
 
 def strips(*spans: tuple[int, int], size: int = 256) -> np.ndarray:
@@ -38,19 +32,6 @@ def logits(*spans: tuple[int, int]) -> np.ndarray:
 )
 def test_format_reward_literals(text, reward):
   assert format_reward(text) == reward
-
-
-def test_format_reward_equals_the_regular_expressions():
-  rng = random.Random(0)
-  marks = ["<think>", "[SEG]", "</think>", "<answer>", "[SEG]", "</answer>", "a\n"]
-  seen = set()
-  for _ in range(5000):
-    text = "<think>" + "".join(rng.choices(marks, k=rng.randint(0, 9)))
-    full = bool(re.fullmatch(FULL, text, re.DOTALL))
-    expected = 1.0 if full else 0.5 * bool(re.fullmatch(ANSWER, text, re.DOTALL))
-    assert format_reward(text) == expected
-    seen.add(expected)
-  assert seen == {0.0, 0.5, 1.0}
 
 
 def test_perfect_answer_and_count_penalty():
