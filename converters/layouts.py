@@ -8,7 +8,7 @@ from converters.config_reader import read_config
 from converters.conversion import Conversion
 from converters.params_reader import StoredParams
 from converters.qwen3_vl_rules import qwen3_vl_table
-from converters.rules import RuleTable, raise_all
+from converters.rules import RuleTable, all_of, raise_all
 from converters.sa2va_rules import SAM2_PREFIX, export_name, sa2va_table
 from converters.streams import Checksums, merge_adapters
 from converters.tensor_files import Renamed, Resized, TensorSource, TorchFiles, open_folder
@@ -83,8 +83,11 @@ def _config_of(src: Path) -> dict:
 
 def sa2va_export(src: Path, config: dict, options: Options) -> Conversion:
   """R-Sa2VA and Sa2VA-Qwen3-VL exports."""
-  source = open_folder(src)
-  vision, text = hf_config.qwen_config(config)
+  source, (vision, text), tokenizer = all_of(
+    lambda: open_folder(src),
+    lambda: hf_config.qwen_config(config),
+    lambda: ChatTokenizer.from_dir(src),
+  )
   section = config.get(hf_config.OWN_SECTION)
   if section is None:
     fields = {
@@ -96,7 +99,6 @@ def sa2va_export(src: Path, config: dict, options: Options) -> Conversion:
   else:
     fields, image = hf_config.from_own_section(section)
   model = ModelConfig(vision=vision, text=text, **fields)
-  tokenizer = ChatTokenizer.from_dir(src)
   shapes, axes = conversion.expected_sa2va(model)
   checksums = Checksums()
   table = sa2va_table(text.tie_embeddings)
@@ -114,10 +116,12 @@ def sa2va_export(src: Path, config: dict, options: Options) -> Conversion:
 
 def plain_qwen(src: Path, config: dict, options: Options) -> Conversion:
   """Qwen3-VL-*-Instruct: Sa2VA's heads are new, the five tokens are added."""
-  tokenizer = ChatTokenizer.from_dir(src)
+  stored, (vision, text), tokenizer = all_of(
+    lambda: open_folder(src),
+    lambda: hf_config.qwen_config(config),
+    lambda: ChatTokenizer.from_dir(src),
+  )
   num_rows = tokenizer.vocab_size
-  vision, text = hf_config.qwen_config(config)
-  stored = open_folder(src)
   head = "lm_head.weight"
   if head not in stored.shapes and not text.tie_embeddings:
     raise ValueError(f"{src}: no {head}, and config.json does not tie it to the embeddings")
@@ -167,7 +171,8 @@ def meta_sam2(source: TensorSource) -> Conversion:
 
 def hf_sam2(src: Path, config: dict) -> Conversion:
   """transformers' Sam2Model and Sam2VideoModel."""
-  return _sam2_alone(sam2_config.sam2_from_hf(config), sam2_rules.HF, open_folder(src))
+  sizes, source = all_of(lambda: sam2_config.sam2_from_hf(config), lambda: open_folder(src))
+  return _sam2_alone(sizes, sam2_rules.HF, source)
 
 
 def _sam2_alone(config, table: RuleTable, source: TensorSource) -> Conversion:

@@ -200,9 +200,39 @@ def _misfit(
   return None
 
 
+class Problems(ValueError):
+  """Everything that is wrong with a checkpoint, in one message."""
+
+  def __init__(self, problems: Sequence[str]):
+    self.problems = list(problems)
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    super().__init__(f"{count}: " + "; ".join(problems))
+
+
 def raise_all(problems: Iterable[str]) -> None:
-  """Raises ValueError with all of `problems`, if there are any."""
+  """Raises `Problems` with all of `problems`, if there are any."""
   problems = list(problems)
   if problems:
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    raise ValueError(f"{count}: " + "; ".join(problems))
+    raise Problems(problems)
+
+
+def all_of(*steps: Callable[[], object]) -> list:
+  """The results of all steps.
+
+  Raises:
+    ValueError: what one step raised, or `Problems` with what several did.
+  """
+  results, errors = [], []
+  for step in steps:
+    try:
+      results.append(step())
+    except ValueError as error:
+      errors.append(error)
+  if len(errors) == 1:
+    raise errors[0]
+  raise_all(
+    problem
+    for error in errors
+    for problem in (error.problems if isinstance(error, Problems) else [str(error)])
+  )
+  return results

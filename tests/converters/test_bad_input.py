@@ -140,6 +140,19 @@ def test_no_config_and_no_tokenizer(src):
   assert "has no config.json" in failure(src)
 
 
+def test_files_config_and_tokenizer_are_checked_together(src):
+  file = src / SINGLE
+  file.write_bytes(file.read_bytes()[:-100])
+  config = config_of(src)
+  config["text_config"].update(hidden_act="gelu", num_hidden_layers=0)
+  (src / "config.json").write_text(json.dumps(config))
+  (src / "tokenizer.json").write_text("{")
+  message = failure(src)
+  assert message.startswith("4 problems: ")
+  for part in (f"{SINGLE}: damaged", "hidden_act", "num_hidden_layers is 0", "tokenizer.json: not"):
+    assert part in message
+
+
 def test_an_existing_destination_stays(src):
   dst = src.parent / "model"
   dst.mkdir()
