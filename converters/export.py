@@ -10,7 +10,7 @@ from converters.qwen3_vl_rules import qwen3_vl_table
 from converters.rules import OpName, RuleTable, Shape
 from converters.sa2va_rules import QWEN_PREFIX, sa2va_table
 from converters.sam2_rules import HF
-from converters.streams import StreamedArray, merge_adapters, stacked_rows
+from converters.streams import StreamedArray, merge_adapters, of_source, stacked_rows
 from converters.tensor_files import SafetensorsFiles
 from converters.training_checkpoint import ADAPTERS, PEFT_PREFIX
 from vrt_jax import model_directory
@@ -98,8 +98,6 @@ def rename(
 
 def carried_tensors(carried: Path | None) -> dict[str, StreamedArray]:
   """Tensors that our models do not have and a conversion kept."""
-  from converters.streams import of_source
-
   file = carried / "tensors.safetensors" if carried else None
   if file is None or not file.is_file():
     return {}

@@ -81,13 +81,18 @@ def _config_of(src: Path) -> dict:
   return read_config(src)
 
 
-def sa2va_export(src: Path, config: dict, options: Options) -> Conversion:
-  """R-Sa2VA and Sa2VA-Qwen3-VL exports."""
-  source, (vision, text), tokenizer = all_of(
+def _open_language_model(src: Path, config: dict) -> list:
+  """[tensors, (vision, text) sizes, tokenizer] of a folder; what is wrong with any is listed."""
+  return all_of(
     lambda: open_folder(src),
     lambda: hf_config.qwen_config(config),
     lambda: ChatTokenizer.from_dir(src),
   )
+
+
+def sa2va_export(src: Path, config: dict, options: Options) -> Conversion:
+  """R-Sa2VA and Sa2VA-Qwen3-VL exports."""
+  source, (vision, text), tokenizer = _open_language_model(src, config)
   section = config.get(hf_config.OWN_SECTION)
   if section is None:
     fields = {
@@ -116,11 +121,7 @@ def sa2va_export(src: Path, config: dict, options: Options) -> Conversion:
 
 def plain_qwen(src: Path, config: dict, options: Options) -> Conversion:
   """Qwen3-VL-*-Instruct: Sa2VA's heads are new, the five tokens are added."""
-  stored, (vision, text), tokenizer = all_of(
-    lambda: open_folder(src),
-    lambda: hf_config.qwen_config(config),
-    lambda: ChatTokenizer.from_dir(src),
-  )
+  stored, (vision, text), tokenizer = _open_language_model(src, config)
   num_rows = tokenizer.vocab_size
   head = "lm_head.weight"
   if head not in stored.shapes and not text.tie_embeddings:

@@ -72,12 +72,15 @@ def resolve(path: str) -> Path:
   return folder
 
 
-def load_abstract(path: str) -> Loaded:
-  """A model directory with shapes instead of parameters; the same errors as `load`."""
+def load_abstract(path: str, dtype: str = "") -> Loaded:
+  """A model directory with shapes instead of parameters; arguments and errors as of `load`."""
   folder = resolve(path)
   carried = folder / CARRIED
+  config = read_json(folder / "config.json", ModelConfig)
+  if dtype:
+    config = dataclasses.replace(config, compute_dtype=dtype)
   return Loaded(
-    model=abstract_sa2va(read_json(folder / "config.json", ModelConfig)),
+    model=abstract_sa2va(config),
     tokenizer=ChatTokenizer.from_dir(folder / "tokenizer"),
     image=read_json(folder / "processor.json", ImageConfig),
     carried=carried if carried.is_dir() else None,
@@ -92,10 +95,9 @@ def load(path: str, dtype: str = "") -> Loaded:
   Raises:
     ValueError: not a model directory, or one whose parameters have other shapes.
   """
-  loaded = load_abstract(path)
-  config = loaded.model.config
-  config = dataclasses.replace(config, compute_dtype=dtype or config.compute_dtype)
-  model = _restore(resolve(path) / "params", abstract_sa2va(config), config.compute_dtype)
+  loaded = load_abstract(path, dtype)
+  compute_dtype = loaded.model.config.compute_dtype
+  model = _restore(resolve(path) / "params", loaded.model, compute_dtype)
   return dataclasses.replace(loaded, model=model)
 
 
