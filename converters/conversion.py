@@ -93,10 +93,14 @@ def convert_tensors(
   With `base`, a parameter of which the checkpoint has nothing comes from there.
 
   Raises:
-    ValueError: one message with every unknown, missing, mis-shaped or twice filled tensor, and
-      every tied pair that differs.
+    ValueError: one message with every problem of the checkpoint's files, every unknown, missing,
+      mis-shaped or twice filled tensor, and every tied pair that differs.
   """
-  parts, problems = assign(table, source.shapes, dict(shapes))
+  if not source.shapes:
+    raise_all(source.problems)
+  parts, found = assign(table, source.shapes, dict(shapes))
+  lost = {f"{key}: missing" for key in source.lost}
+  problems = source.problems + [problem for problem in found if problem not in lost]
   if base is not None:
     absent = {name for name, found in parts.items() if not found}
     allowed = {f"{part.key}: missing" for n in absent for part in table.parts(n, shapes[n][0])[1]}
@@ -114,6 +118,19 @@ def convert_tensors(
     else:
       params[name] = base[name]
   return params, ignored
+
+
+def unknown_names(table: RuleTable, source: TensorSource) -> list[str]:
+  """The problems of a checkpoint that show without the model's sizes: files and unknown names."""
+  copies = {tie.copy for tie in table.tied}
+  problems = list(source.problems)
+  for key, shape in source.shapes.items():
+    if key not in copies and not table.ignored(key):
+      try:
+        table.targets(key, shape)
+      except ValueError as error:
+        problems.append(str(error))
+  return problems
 
 
 def _tie_problems(source: TensorSource, copy: str, original: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from converters.params_reader import StoredParams
 from converters.qwen3_vl_rules import qwen3_vl_table
-from converters.rules import OpName, RuleTable, Shape
+from converters.rules import OpName, RuleTable, Shape, raise_all
 from converters.sa2va_rules import QWEN_PREFIX, sa2va_table
 from converters.sam2_rules import HF
 from converters.streams import StreamedArray, merge_adapters, of_source, stacked_rows
@@ -102,6 +102,7 @@ def carried_tensors(carried: Path | None) -> dict[str, StreamedArray]:
   if file is None or not file.is_file():
     return {}
   source = SafetensorsFiles([file])
+  raise_all(source.problems)
   return {key: of_source(source, key) for key in source.shapes}
 
 

@@ -8,7 +8,7 @@ from converters.config_reader import read_config
 from converters.conversion import Conversion
 from converters.params_reader import StoredParams
 from converters.qwen3_vl_rules import qwen3_vl_table
-from converters.rules import RuleTable, all_of, raise_all
+from converters.rules import RuleTable, all_of, problems_of, raise_all
 from converters.sa2va_rules import SAM2_PREFIX, export_name, sa2va_table
 from converters.streams import Checksums, merge_adapters
 from converters.tensor_files import Renamed, Resized, TensorSource, TorchFiles, open_folder
@@ -19,7 +19,7 @@ from converters.training_checkpoint import (
   is_training_checkpoint,
 )
 from vrt_jax import model_directory
-from vrt_jax.config import ImageConfig, LoraConfig, ModelConfig
+from vrt_jax.config import ImageConfig, LoraConfig, ModelConfig, Sam2Config
 from vrt_jax.data.chat import ChatTokenizer
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
@@ -81,22 +81,31 @@ def _config_of(src: Path) -> dict:
   return read_config(src)
 
 
-def _open_language_model(src: Path, config: dict) -> list:
-  """[tensors, (vision, text) sizes, tokenizer] of a folder; what is wrong with any is listed."""
-  return all_of(
-    lambda: open_folder(src),
-    lambda: hf_config.qwen_config(config),
-    lambda: ChatTokenizer.from_dir(src),
-  )
+def _open_language_model(src: Path, config: dict, table: RuleTable) -> list:
+  """[tensors, (vision, text) sizes, tokenizer] of a folder.
+
+  Raises:
+    ValueError: config.json or the tokenizer is bad; the problems of the tensors that show without
+      them are listed with theirs.
+  """
+  source = open_folder(src)
+  try:
+    return [
+      source,
+      *all_of(lambda: hf_config.qwen_config(config), lambda: ChatTokenizer.from_dir(src)),
+    ]
+  except ValueError as error:
+    raise_all(conversion.unknown_names(table, source) + problems_of(error))
 
 
 def sa2va_export(src: Path, config: dict, options: Options) -> Conversion:
   """R-Sa2VA and Sa2VA-Qwen3-VL exports."""
-  source, (vision, text), tokenizer = _open_language_model(src, config)
+  table = sa2va_table(hf_config.says_tied(config))
+  source, (vision, text), tokenizer = _open_language_model(src, config, table)
   section = config.get(hf_config.OWN_SECTION)
   if section is None:
     fields = {
-      "sam2": sam2_config.sam2_from_shapes(source.shapes, SAM2_PREFIX),
+      "sam2": _released_sam2(source, SAM2_PREFIX),
       "seg_hidden": options.seg_hidden,
       "compute_dtype": compute_dtype(source),
     }
@@ -106,9 +115,10 @@ def sa2va_export(src: Path, config: dict, options: Options) -> Conversion:
   model = ModelConfig(vision=vision, text=text, **fields)
   shapes, axes = conversion.expected_sa2va(model)
   checksums = Checksums()
-  table = sa2va_table(text.tie_embeddings)
-  params, ignored = conversion.convert_tensors(table, source, shapes, checksums)
-  check_vocabulary(tokenizer, text.vocab_size)
+  (params, ignored), _ = all_of(
+    lambda: conversion.convert_tensors(table, source, shapes, checksums),
+    lambda: check_vocabulary(tokenizer, text.vocab_size),
+  )
   result = Conversion(
     model.sam2, params, axes, checksums, model, tokenizer=tokenizer, ignored=ignored
   )
@@ -121,10 +131,11 @@ def sa2va_export(src: Path, config: dict, options: Options) -> Conversion:
 
 def plain_qwen(src: Path, config: dict, options: Options) -> Conversion:
   """Qwen3-VL-*-Instruct: Sa2VA's heads are new, the five tokens are added."""
-  stored, (vision, text), tokenizer = _open_language_model(src, config)
+  table = qwen3_vl_table(hf_config.says_tied(config))
+  stored, (vision, text), tokenizer = _open_language_model(src, config, table)
   num_rows = tokenizer.vocab_size
   head = "lm_head.weight"
-  if head not in stored.shapes and not text.tie_embeddings:
+  if head not in {*stored.shapes, *stored.lost} and not text.tie_embeddings:
     raise ValueError(f"{src}: no {head}, and config.json does not tie it to the embeddings")
   source = Resized(stored, [k for k in (EMBEDDING, head) if k in stored.shapes], num_rows)
   checksums = Checksums()
@@ -145,7 +156,7 @@ def plain_qwen(src: Path, config: dict, options: Options) -> Conversion:
   )
   shapes, axes = conversion.expected_sa2va(model)
   params, ignored = conversion.convert_tensors(
-    qwen3_vl_table(text.tie_embeddings),
+    table,
     source,
     conversion.part_of(shapes, "qwen."),
     checksums,
@@ -164,10 +175,19 @@ def plain_qwen(src: Path, config: dict, options: Options) -> Conversion:
 
 def meta_sam2(source: TensorSource) -> Conversion:
   """Meta's SAM 2 and 2.1 checkpoints, any of the four sizes."""
-  result = _sam2_alone(sam2_config.sam2_from_shapes(source.shapes), sam2_rules.META, source)
+  result = _sam2_alone(_released_sam2(source), sam2_rules.META, source)
   memory = [key for key, reason in result.ignored.items() if reason == sam2_rules.MEMORY]
   result.carried = conversion.carry(source, {key: export_name(key) for key in memory})
   return result
+
+
+def _released_sam2(source: TensorSource, prefix: str = "") -> Sam2Config:
+  """The released size that Meta's tensors have; ValueError where they have none."""
+  try:
+    return sam2_config.sam2_from_shapes(source.shapes, prefix, source.lost)
+  except ValueError as error:
+    raise_all([*source.problems, str(error)] if source.shapes else source.problems)
+    raise
 
 
 def hf_sam2(src: Path, config: dict) -> Conversion:

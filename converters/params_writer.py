@@ -31,35 +31,47 @@ class StreamedArrayHandler(type_handlers.NumpyHandler):
     self._bar = bar
     self._turns = asyncio.Semaphore(CONCURRENT_ARRAYS)
     self._context: ts.Context | None = None
+    self.failure: Exception | None = None
+    """The first error of reading or writing, after which nothing more is written. It is not
+    raised where it happens: Orbax would stop its event loop over the other writes."""
 
   async def _open_and_write(self, value: StreamedArray, tspec: dict, ts_context: ts.Context):
     tspec["metadata"]["chunks"] = list(value.chunks or (value.rows, *value.shape[1:]))
     if self._context is None:  # like `cp`, leave it to the system when to flush
       self._context = ts.Context({"file_io_sync": False}, parent=ts_context)
     async with self._turns:
-      store = await ts.open(ts.Spec(tspec), create=True, open=True, context=self._context)
-      for start in range(0, value.shape[0], value.rows):
-        stop = min(start + value.rows, value.shape[0])
-        block = await asyncio.to_thread(value.read, start, stop)
-        await store[start:stop].write(block, can_reference_source_data_indefinitely=True)
-        self._bar.update(block.nbytes)
+      try:
+        await self._write(value, tspec)
+      except (ValueError, OSError) as error:
+        self.failure = self.failure or error
+
+  async def _write(self, value: StreamedArray, tspec: dict) -> None:
+    store = await ts.open(ts.Spec(tspec), create=True, open=True, context=self._context)
+    for start in range(0, value.shape[0], value.rows):
+      if self.failure is not None:
+        return
+      stop = min(start + value.rows, value.shape[0])
+      block = await asyncio.to_thread(value.read, start, stop)
+      await store[start:stop].write(block, can_reference_source_data_indefinitely=True)
+      self._bar.update(block.nbytes)
 
 
 def write_params(path: Path, params: Mapping[str, StreamedArray]) -> None:
   """Writes parameters, by their dotted names, as an Orbax checkpoint at `path`.
 
   Raises:
-    OSError: the disk is full or fails.
+    OSError: the disk is full or fails; what is at `path` is incomplete then.
   """
   total = sum(value.nbytes for value in params.values())
   with tqdm(total=total, unit="B", unit_scale=True, desc="convert") as bar:
-    registry = type_handlers.create_type_handler_registry(
-      (StreamedArray, StreamedArrayHandler(bar))
-    )
+    stream = StreamedArrayHandler(bar)
+    registry = type_handlers.create_type_handler_registry((StreamedArray, stream))
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
     with ocp.Checkpointer(handler) as checkpointer:
       try:
         checkpointer.save(path, nested(params))
+        if stream.failure is not None:
+          raise stream.failure
       except ValueError as error:  # what tensorstore raises for a full disk, among others
         if "No space left" not in str(error):
           raise

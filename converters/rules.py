@@ -230,9 +230,10 @@ def all_of(*steps: Callable[[], object]) -> list:
       errors.append(error)
   if len(errors) == 1:
     raise errors[0]
-  raise_all(
-    problem
-    for error in errors
-    for problem in (error.problems if isinstance(error, Problems) else [str(error)])
-  )
+  raise_all(problem for error in errors for problem in problems_of(error))
   return results
+
+
+def problems_of(error: ValueError) -> list[str]:
+  """What `error` lists."""
+  return error.problems if isinstance(error, Problems) else [str(error)]

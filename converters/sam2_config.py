@@ -75,17 +75,23 @@ def sam2_from_hf(config: Mapping[str, Any]) -> Sam2Config:
   return sam2
 
 
-def sam2_from_shapes(shapes: Mapping[str, Shape], prefix: str = "") -> Sam2Config:
+def sam2_from_shapes(
+  shapes: Mapping[str, Shape], prefix: str = "", lost: frozenset[str] = frozenset()
+) -> Sam2Config:
   """The released size that Meta's tensors have, by the trunk's width and number of blocks.
+
+  Names in `lost` count as blocks; where the width is among them, the blocks alone tell.
 
   Raises:
     ValueError: they have none of the four sizes.
   """
   trunk = f"{prefix}image_encoder.trunk."
-  width = shapes.get(f"{trunk}patch_embed.proj.bias", (0,))[0]
-  depth = sum(key.startswith(f"{trunk}blocks.") and key.endswith(".norm1.bias") for key in shapes)
+  names = {*shapes, *lost}
+  first = f"{trunk}patch_embed.proj.bias"
+  width = shapes.get(first, (0,))[0]
+  depth = sum(key.startswith(f"{trunk}blocks.") and key.endswith(".norm1.bias") for key in names)
   for config in SAM2_SIZES.values():
-    if (config.embed_dim, sum(config.stages)) == (width, depth):
+    if sum(config.stages) == depth and (first in lost or config.embed_dim == width):
       return config
   known = ", ".join(f"{name} {c.embed_dim} x {sum(c.stages)}" for name, c in SAM2_SIZES.items())
   raise ValueError(f"a SAM 2 trunk of width {width} and {depth} blocks is none of {known}")

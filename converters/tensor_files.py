@@ -10,7 +10,7 @@ import ml_dtypes  # noqa: F401  (numpy learns bfloat16)
 import numpy as np
 import safetensors
 
-from converters.rules import Shape, raise_all
+from converters.rules import Shape
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 TORCH_INDEX, TORCH_SINGLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
@@ -20,10 +20,17 @@ _WRAPPERS = ("state_dict", "model", "module")
 
 
 class TensorSource(Protocol):
-  """Named tensors with shapes and dtypes known beforehand."""
+  """Named tensors with shapes and dtypes known beforehand.
+
+  What is wrong with its files is kept, so that `conversion.convert_tensors` can list it together
+  with wrong names and shapes; nothing may be read from a source with problems.
+  """
 
   shapes: dict[str, Shape]
   dtypes: dict[str, str]
+  problems: list[str]
+  lost: frozenset[str]
+  """Names that the index has in shards that cannot be read."""
 
   def rows(self, key: str, start: int, stop: int) -> np.ndarray:
     """Rows start .. stop - 1 along the first axis."""
@@ -41,37 +48,38 @@ class SafetensorsFiles:
   def __init__(self, shards: list[Path], index: dict[str, str] | None = None):
     """Reads the headers of all shards.
 
-    Raises:
-      ValueError: one message with every shard that is missing or damaged, tensor that is no
-        floating-point one, name in two shards, and difference between index and shards.
+    `problems` has every shard that is missing or damaged, tensor that is no floating-point one,
+    name in two shards, and difference between index and shards.
     """
     self.shapes: dict[str, Shape] = {}
     self.dtypes: dict[str, str] = {}
+    self.problems: list[str] = []
     self._files: dict[str, Path] = {}
-    problems: list[str] = []
+    broken: list[str] = []
     for file in shards:
       try:
-        self._read_header(file, problems)
+        self._read_header(file)
       except ValueError as error:
-        problems.append(str(error))
+        self.problems.append(str(error))
+        broken.append(file.name)
+    names = {key: file.name for key, file in self._files.items()}
+    self.lost = lost_names(index or {}, names, broken)
     if index is not None:
-      names = {key: file.name for key, file in self._files.items()}
-      problems += index_problems(index, names, {file.name for file in shards})
-    raise_all(problems)
+      self.problems += index_problems(index, names, self.lost)
 
-  def _read_header(self, file: Path, problems: list[str]) -> None:
+  def _read_header(self, file: Path) -> None:
     shard = _open(file)
     for key in shard.keys():
       tensor = shard.get_slice(key)
       dtype = tensor.get_dtype()
       if key in self._files:
-        problems.append(f"{key}: in {self._files[key].name} and in {file.name}")
-      elif dtype not in _DTYPES:
-        problems.append(f"{key}: dtype {dtype} is none of {', '.join(_DTYPES)}")
-      else:
-        self._files[key] = file
-        self.shapes[key] = tuple(tensor.get_shape())
-        self.dtypes[key] = _DTYPES[dtype]
+        self.problems.append(f"{key}: in {self._files[key].name} and in {file.name}")
+        continue
+      if dtype not in _DTYPES:
+        self.problems.append(f"{key}: dtype {dtype} is none of {', '.join(_DTYPES)}")
+      self._files[key] = file
+      self.shapes[key] = tuple(tensor.get_shape())
+      self.dtypes[key] = _DTYPES.get(dtype, dtype)
 
   def rows(self, key: str, start: int, stop: int) -> np.ndarray:
     """Rows start .. stop - 1; a scalar whatever they are."""
@@ -85,28 +93,31 @@ class TorchFiles:
   """The tensors of torch pickles (.bin, .pt, .pth), memory-mapped; only tensors are unpickled."""
 
   def __init__(self, shards: list[Path], index: dict[str, str] | None = None):
-    """Maps all files; ValueError with every problem, as in `SafetensorsFiles`."""
+    """Maps all files; problems as in `SafetensorsFiles`."""
     import torch
 
     self._tensors: dict[str, torch.Tensor] = {}
+    self.problems: list[str] = []
     owners: dict[str, str] = {}
-    problems: list[str] = []
+    broken: list[str] = []
     for file in shards:
       try:
         tensors = _load_torch(file)
       except ValueError as error:
-        problems.append(str(error))
+        self.problems.append(str(error))
+        broken.append(file.name)
         continue
       for key, value in tensors.items():
         if key in owners:
-          problems.append(f"{key}: in {owners[key]} and in {file.name}")
-        elif not value.is_floating_point():
-          problems.append(f"{key}: dtype {value.dtype} is no floating-point one")
+          self.problems.append(f"{key}: in {owners[key]} and in {file.name}")
+          continue
+        if not value.is_floating_point():
+          self.problems.append(f"{key}: dtype {value.dtype} is no floating-point one")
         owners[key] = file.name
         self._tensors[key] = value
+    self.lost = lost_names(index or {}, owners, broken)
     if index is not None:
-      problems += index_problems(index, owners, {file.name for file in shards})
-    raise_all(problems)
+      self.problems += index_problems(index, owners, self.lost)
     self.shapes = {key: tuple(value.shape) for key, value in self._tensors.items()}
     self.dtypes = {k: str(v.dtype).removeprefix("torch.") for k, v in self._tensors.items()}
 
@@ -128,6 +139,8 @@ class Renamed:
     self._source, self._names = source, names
     self.shapes = {new: source.shapes[old] for new, old in names.items()}
     self.dtypes = {new: source.dtypes[old] for new, old in names.items()}
+    self.problems = source.problems
+    self.lost = frozenset(new for new, old in names.items() if old in source.lost)
 
   def rows(self, key: str, start: int, stop: int) -> np.ndarray:
     """Rows start .. stop - 1."""
@@ -147,7 +160,7 @@ class Resized:
       key: (num_rows, *shape[1:]) if key in self._keys else shape
       for key, shape in source.shapes.items()
     }
-    self.dtypes = source.dtypes
+    self.dtypes, self.problems, self.lost = source.dtypes, source.problems, source.lost
 
   def rows(self, key: str, start: int, stop: int) -> np.ndarray:
     """Rows start .. stop - 1."""
@@ -164,7 +177,7 @@ def open_folder(folder: Path) -> TensorSource:
   """The tensors of a Hugging Face folder: safetensors where it has them, .bin otherwise.
 
   Raises:
-    ValueError: it has neither, or with every problem of its files.
+    ValueError: it has neither.
   """
   kinds: list[tuple[str, str, Callable]] = [
     (INDEX, SINGLE, SafetensorsFiles),
@@ -188,14 +201,18 @@ def read_index(file: Path) -> dict[str, str]:
     raise ValueError(f"{file} is not an index of shards ({error})") from error
 
 
-def index_problems(index: dict[str, str], found: dict[str, str], shards: set[str]) -> list[str]:
-  """Where an index and its shards (tensor -> file name) differ."""
-  present = shards & set(found.values())
-  lost = [
-    f"{k}: in the index, not in {v}" for k, v in index.items() if k not in found and v in present
+def lost_names(index: dict[str, str], found: dict[str, str], broken: list[str]) -> frozenset[str]:
+  """The tensors of an index that are in `broken` shards only."""
+  return frozenset(key for key, name in index.items() if name in broken and key not in found)
+
+
+def index_problems(index: dict[str, str], found: dict[str, str], lost: frozenset[str]) -> list[str]:
+  """Where an index and the readable shards (tensor -> file name) differ."""
+  absent = [
+    f"{k}: in the index, not in {v}" for k, v in index.items() if k not in found and k not in lost
   ]
   extra = [f"{k}: in {v}, not in the index" for k, v in found.items() if k not in index]
-  return sorted(lost) + sorted(extra)
+  return sorted(absent) + sorted(extra)
 
 
 def _open(file: Path) -> safetensors.safe_open:

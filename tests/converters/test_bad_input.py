@@ -103,6 +103,50 @@ def test_a_truncated_shard(src):
   assert "holds no tensors" in failure(src)
 
 
+def damaged_and_misnamed(src: Path) -> list[str]:
+  """Truncates a shard and spoils the names and shapes of another; what a message must name."""
+  index = json.loads((src / "model.safetensors.index.json").read_text())
+  names = sorted(set(index["weight_map"].values()))
+  file = src / names[2]
+  file.write_bytes(file.read_bytes()[:-100])
+  tensors = load_file(src / names[0])
+  renamed, reshaped = [key for key, value in tensors.items() if value.ndim == 1][:2]
+  tensors["stray.weight"] = tensors.pop(renamed)
+  tensors[reshaped] = torch.zeros(1)
+  save_file(tensors, src / names[0])
+  return [
+    f"{names[2]}: damaged",
+    f"{renamed}: in the index, not in {names[0]}",
+    f"stray.weight: in {names[0]}, not in the index",
+    "stray.weight: unknown key",
+    f"{renamed}: missing",
+    f"{reshaped}: shape [1], the model's is",
+  ]
+
+
+def test_a_damaged_shard_and_wrong_names(tmp_path):
+  """Tensors that the index has in the damaged shard are not called missing."""
+  src = tmp_path / "src"
+  write_export(src, num_shards=3)
+  wanted = damaged_and_misnamed(src)
+  message = failure(src)
+  assert all(part in message for part in wanted)
+  assert message.startswith(f"{len(wanted)} problems: ")
+
+
+def test_a_damaged_shard_wrong_names_and_a_wrong_config(tmp_path):
+  """Shapes and missing names need config.json; the others are listed."""
+  src = tmp_path / "src"
+  write_export(src, num_shards=3)
+  wanted = [*damaged_and_misnamed(src)[:4], "hidden_act 'gelu' is not supported"]
+  config = config_of(src)
+  config["text_config"].update(hidden_act="gelu")
+  (src / "config.json").write_text(json.dumps(config))
+  message = failure(src)
+  assert all(part in message for part in wanted)
+  assert message.startswith(f"{len(wanted)} problems: ")
+
+
 def config_of(src: Path) -> dict:
   return json.loads((src / "config.json").read_text())
 

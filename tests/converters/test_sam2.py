@@ -30,6 +30,8 @@ class Arrays:
     self._arrays = arrays
     self.shapes = {k: v.shape for k, v in arrays.items()}
     self.dtypes = {k: v.dtype.name for k, v in arrays.items()}
+    self.problems: list[str] = []
+    self.lost: frozenset[str] = frozenset()
 
   def rows(self, key: str, start: int, stop: int) -> np.ndarray:
     return self._arrays[key][start:stop]

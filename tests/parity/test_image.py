@@ -1,8 +1,8 @@
 """Pictures of training and of inference against transformers' image processor, bit for bit.
 
 The first resize of inference belongs to qwen_vl_utils, whose import needs torchvision; it is
-written out in `tests.pictures.first_resize`. Its sizes of the photographs and of 5000x4000 here were
-printed by `fetch_image` of qwen-vl-utils 0.0.14, the others follow from its rule.
+written out in `tests.pictures.first_resize`. Its sizes of the photographs and of 5000x4000 here
+were printed by `fetch_image` of qwen-vl-utils 0.0.14, the others follow from its rule.
 """
 
 import dataclasses
