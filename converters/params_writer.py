@@ -70,12 +70,12 @@ def write_params(path: Path, params: Mapping[str, StreamedArray]) -> None:
     with ocp.Checkpointer(handler) as checkpointer:
       try:
         checkpointer.save(path, nested(params))
-        if stream.failure is not None:
-          raise stream.failure
-      except ValueError as error:  # what tensorstore raises for a full disk, among others
-        if "No space left" not in str(error):
-          raise
-        raise OSError(f"no space left on the disk of {path.parent}") from error
+      except (ValueError, OSError) as error:
+        stream.failure = stream.failure or error
+  if stream.failure is not None:
+    if "No space left" in str(stream.failure):  # tensorstore raises a ValueError
+      raise OSError(f"No space left on the disk of {path.parent}") from stream.failure
+    raise stream.failure
   (path / "commit_success.txt").unlink(missing_ok=True)  # names the temporary path
 
 

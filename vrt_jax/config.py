@@ -150,6 +150,9 @@ class DataConfig:
   max_bad_share: float = 0.05
   """The run stops when more than this share of the records read so far was unusable."""
   read_threads: int = 2
+  """Threads of each reading process."""
+  num_workers: int = 0
+  """Processes of a host that read, decode and pad beside the training process; 0 for none."""
   blind: bool = False
   """Replace every picture by noise: how much is won without looking."""
 
@@ -172,6 +175,8 @@ class OptimConfig:
   accumulation_steps: int = 1
   """The batch is computed in this many equal parts."""
   steps: int = 440
+  max_skipped_steps: int = 20
+  """Steps with a non-finite loss or gradient change nothing; the run stops after so many."""
   trainable: Literal["adapters", "all"] = "adapters"
   """adapters: LoRA, text_hidden_fcs and the mask decoder; all: every parameter."""
   remat: bool = False
@@ -197,6 +202,8 @@ class MeshConfig:
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
+  slices: int = 1
+  """TPU slices that are joined by the data centre's network; the data axis spans them."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +251,12 @@ class TrainConfig:
   log_every: int = 10
   checkpoint_every: int = 50
   keep_checkpoints: int = 2
+  """The last so many; the best one is kept beside them."""
+  eval_every: int = 0
+  """Steps between evaluations on the held-out records, a multiple of checkpoint_every; 0: only at
+  the end."""
+  best_metric: str = "answer_miou"
+  """Name in `metrics` of the results file by which the best checkpoint is chosen."""
 
 
 def from_dict(cls: type[T], values: dict, name: str) -> T:

@@ -225,7 +225,7 @@ def test_a_disk_that_fills_up(src, monkeypatch):
     return streams.StreamedArray(array.shape, array.dtype, array.rows, read)
 
   monkeypatch.setattr("converters.conversion.from_parts", full)
-  assert "No space left on device" in failure(src)
+  assert "No space left on the disk of " in failure(src)
 
 
 def test_an_interrupted_conversion_leaves_nothing(src, monkeypatch):
