@@ -21,6 +21,7 @@ from converters.training_checkpoint import (
 from vrt_jax import model_directory
 from vrt_jax.config import ImageConfig, LoraConfig, ModelConfig, Sam2Config
 from vrt_jax.data.chat import ChatTokenizer
+from vrt_jax.sizes import SAM2_SIZES
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 SAM2_KINDS = ("sam2", "sam2_video")
@@ -140,7 +141,7 @@ def plain_qwen(src: Path, config: dict, options: Options) -> Conversion:
   source = Resized(stored, [k for k in (EMBEDDING, head) if k in stored.shapes], num_rows)
   checksums = Checksums()
   if options.sam2 is None:
-    sizes = sam2_config.SAM2_SIZES["large"]
+    sizes = SAM2_SIZES["large"]
     params = conversion.fresh_sam2(sizes, options.seed)
     axes = conversion.expected_sam2(sizes)[1]
     sam2 = Conversion(sizes, params, axes, checksums)

@@ -1,43 +1,12 @@
-"""SAM 2's sizes: the released ones, from tensors, and in transformers' config.json."""
+"""SAM 2's sizes from tensors, and in transformers' config.json."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from converters.config_reader import Reader
 from converters.rules import Shape, raise_all
 from vrt_jax.config import Sam2Config
-
-_L = Sam2Config(
-  image_size_px=1024,
-  embed_dim=144,
-  num_heads=2,
-  stages=(2, 6, 36, 4),
-  global_attention_blocks=(23, 33, 43),
-  window_spec=(8, 4, 16, 8),
-  window_pos_embed_background_size=(7, 7),
-  d_model=256,
-  decoder_depth=2,
-  decoder_num_heads=8,
-  decoder_mlp_dim=2048,
-  num_multimask_outputs=3,
-  iou_head_hidden_dim=256,
-)
-_SMALL_WINDOWS = replace(_L, embed_dim=96, num_heads=1, window_spec=(8, 4, 14, 7))
-SAM2_SIZES: dict[str, Sam2Config] = {
-  "tiny": replace(_SMALL_WINDOWS, stages=(1, 2, 7, 2), global_attention_blocks=(5, 7, 9)),
-  "small": replace(_SMALL_WINDOWS, stages=(1, 2, 11, 2), global_attention_blocks=(7, 10, 13)),
-  "base_plus": replace(
-    _SMALL_WINDOWS,
-    embed_dim=112,
-    num_heads=2,
-    stages=(2, 3, 16, 3),
-    global_attention_blocks=(12, 16, 20),
-    window_pos_embed_background_size=(14, 14),
-  ),
-  "large": _L,
-}
-"""The four released sizes, SAM 2 and 2.1 alike (sam2/configs/*.yaml)."""
+from vrt_jax.sizes import SAM2_SIZES
 
 
 def sam2_from_hf(config: Mapping[str, Any]) -> Sam2Config:

@@ -64,14 +64,16 @@ def random_tensors(config, values: np.ndarray) -> dict:
 def write_checkpoint(folder: Path, tokenizer_dir: Path, layers: int) -> int:
   """Writes the export; gives its bytes."""
   from converters.hf_config import hf_config
-  from converters.reference_model import R_SA2VA_4B
-  from converters.safetensors_writer import write_shards
+    from converters.safetensors_writer import write_shards
   from converters.side_files import sa2va_section
   from converters.streams import Checksums
   from converters.to_hf import REMOTE_CODE
   from vrt_jax.data.chat import ChatTokenizer
+  from vrt_jax.sizes import sa2va_sizes
 
-  config = replace(R_SA2VA_4B, text=replace(R_SA2VA_4B.text, num_layers=layers))
+  config = sa2va_sizes("4B")
+  text = replace(config.text, num_layers=layers, tie_embeddings=False)
+  config = replace(config, text=text, compute_dtype="float32")
   noise = np.random.default_rng(0).standard_normal(VALUES, np.float32) * np.float32(0.02)
   tensors = random_tensors(config, noise.astype("bfloat16"))
   folder.mkdir(parents=True)

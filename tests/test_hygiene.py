@@ -21,7 +21,7 @@ MAX_LINES = 400
 
 ROOMS = (
   ("types", "config", "cli", "text_panel"),
-  ("runtime",),
+  ("runtime", "sizes"),
   ("ops",),
   ("data", "models", "draw"),
   ("model_directory", "losses", "metrics"),

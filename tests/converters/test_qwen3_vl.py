@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from converters import from_hf, sam2_config, to_hf
+from converters import from_hf, to_hf
 from converters.hf_config import hf_config
 from tests import tiny
 from tests.converters.exports import random_tensors, write_config
 from tests.parity.sam2_weights import load_torch, random_torch_model
 from vrt_jax import model_directory
 from vrt_jax.data.chat import VRT_TOKENS, ChatTokenizer
+from vrt_jax.sizes import SAM2_SIZES
 
 PADDED = tiny.VOCAB_SIZE + 40
 
@@ -49,7 +50,7 @@ def without_added_tokens(folder: Path) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_padded_embeddings_are_cut_to_the_tokenizer(tmp_path, monkeypatch, tied):
-  monkeypatch.setitem(sam2_config.SAM2_SIZES, "large", tiny.MODEL.sam2)  # a small stand-in
+  monkeypatch.setitem(SAM2_SIZES, "large", tiny.MODEL.sam2)  # a small stand-in
   tensors = write_qwen(tmp_path / "src", PADDED, tied)
   from_hf.convert(from_hf.Args(src=str(tmp_path / "src"), dst=tmp_path / "model", seed=3))
   loaded = model_directory.load(str(tmp_path / "model"))

@@ -2,16 +2,17 @@
 
 import ast
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from converters.conversion import expected_sa2va
 from converters.export import patch_kernel, rename
-from converters.reference_model import R_SA2VA_4B
 from converters.rules import Ignored, Part, Rule, RuleTable, assign, raise_all
 from converters.sa2va_rules import sa2va_table
 from converters.streams import StreamedArray
+from vrt_jax.sizes import sa2va_sizes
 
 TABLE = RuleTable(
   (
@@ -81,9 +82,11 @@ def test_the_names_of_the_4b_export(shared_data):
     rows = [row for row in csv.reader(file, delimiter="\t") if row[1].startswith("[")]
   theirs = {key: tuple(ast.literal_eval(shape)) for key, shape in rows}
   table = sa2va_table(tied=False)
-  shapes = expected_sa2va(R_SA2VA_4B)[0]
+  model = sa2va_sizes("4B")
+  model = replace(model, text=replace(model.text, tie_embeddings=False))
+  shapes = expected_sa2va(model)[0]
   unread = {n: StreamedArray(s, np.dtype("float32"), 1, None) for n, s in shapes.items()}
-  ours = {k: a.shape for k, a in rename(table, unread, patch_kernel(R_SA2VA_4B)).items()}
+  ours = {k: a.shape for k, a in rename(table, unread, patch_kernel(model)).items()}
   ignored = {key for key in theirs if table.ignored(key)}
   assert (len(theirs), len(ignored)) == (1618, 157)
   assert {key: shape for key, shape in theirs.items() if key not in ignored} == ours

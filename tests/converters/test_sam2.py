@@ -13,12 +13,12 @@ from transformers import Sam2Model
 from converters import from_hf, sam2_config, sam2_rules, to_hf
 from converters.conversion import convert_tensors, expected_sam2
 from converters.export import rename
-from converters.sam2_config import SAM2_SIZES
 from converters.streams import Checksums, whole
 from tests import tiny
 from tests.parity.sam2_weights import hf_config, load_torch, random_torch_model
 from vrt_jax import model_directory
 from vrt_jax.config import Sam2Config
+from vrt_jax.sizes import SAM2_SIZES
 
 CONFIG = tiny.MODEL.sam2
 
@@ -123,7 +123,7 @@ def test_meta_and_transformers_names_agree():
 
 def test_a_file_of_meta(tmp_path, monkeypatch):
   """A .pt with the memory of SAM 2.1; the tiny model stands in for a released size."""
-  monkeypatch.setitem(sam2_config.SAM2_SIZES, "test", CONFIG)
+  monkeypatch.setitem(SAM2_SIZES, "test", CONFIG)
   tensors = meta_tensors(CONFIG)
   memory = {
     "memory_encoder.fuser.layers.0.gamma": torch.randn(4),
