@@ -5,12 +5,16 @@ floats or of int64s.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 FeatureValue = list[bytes] | list[int] | list[float]
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
+_HEAD_BYTES = 32  # of an entry: two tags and lengths (at most 22 bytes) and room for a name
+
+ReadAt = Callable[[int, int], bytes]
+"""(offset, number of bytes) -> the bytes that are there, fewer at the end."""
 
 
 def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
@@ -104,6 +108,49 @@ def parse_example(data: bytes) -> dict[str, FeatureValue]:
         name, value = _parse_entry(entry)
         features[name] = value
   return features
+
+
+def _head(read: ReadAt, at: int, num_bytes: int) -> tuple[int, int, memoryview]:
+  """(tag, length, the bytes behind them) of a length-delimited field."""
+  data = memoryview(read(at, num_bytes))
+  tag, size = _read_varint(data, 0)
+  length, size = _read_varint(data, size)
+  return tag, length, data[size:]
+
+
+def read_bytes_feature(read: ReadAt, num_bytes: int, name: str) -> bytes:
+  """The single value of a bytes feature, without reading the other features' values.
+
+  `read` gives pieces of a serialised tf.Example of `num_bytes` bytes. Raises ValueError where the
+  feature is missing, has not one value, or what was read is malformed. `name` has at most 127
+  bytes.
+  """
+  message = _BYTES | 1 << 3
+  outer, length, rest = _head(read, 0, _HEAD_BYTES)
+  at = min(num_bytes, _HEAD_BYTES) - len(rest)
+  if outer != message or at + length != num_bytes:  # not as writers lay it out: read all of it
+    value = parse_example(read(0, num_bytes)).get(name, [])
+    return _one_bytes_value(value, name)
+  wanted = name.encode()
+  while at < num_bytes:
+    window = min(num_bytes - at, _HEAD_BYTES + len(wanted))
+    tag, length, rest = _head(read, at, window)
+    at += window - len(rest)
+    if tag != message or at + length > num_bytes:
+      raise ValueError("malformed tf.Example: no map entry")
+    other_first = rest[:1] != bytes([message])  # the value stands before the name
+    if other_first or rest[1 : 2 + len(wanted)] == bytes([len(wanted)]) + wanted:
+      found, value = _parse_entry(memoryview(read(at, length)))
+      if found == name:
+        return _one_bytes_value(value, name)
+    at += length
+  return _one_bytes_value([], name)
+
+
+def _one_bytes_value(values: FeatureValue, name: str) -> bytes:
+  if len(values) != 1 or not isinstance(values[0], bytes):
+    raise ValueError(f"missing feature: {name} is not there once as bytes")
+  return values[0]
 
 
 def _varint(value: int) -> bytes:
