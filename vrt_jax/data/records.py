@@ -62,33 +62,43 @@ def _feature(features: dict[str, FeatureValue], name: str, kind: type) -> list:
     raise ValueError(f"missing feature: {name} (the record has {', '.join(sorted(features))})")
   values = features[name]
   if not all(isinstance(value, kind) for value in values):
-    raise ValueError(f"feature {name} does not hold {kind.__name__} values")
+    raise ValueError(f"bad feature: {name} does not hold {kind.__name__} values")
   return values
 
 
 def _single(features: dict[str, FeatureValue], name: str, kind: type):
   values = _feature(features, name, kind)
   if len(values) != 1:
-    raise ValueError(f"feature {name} holds {len(values)} values instead of 1")
+    raise ValueError(f"bad feature: {name} holds {len(values)} values instead of 1")
   return values[0]
 
 
 def _text(features: dict[str, FeatureValue], name: str) -> str:
-  return _single(features, name, bytes).decode()
+  return _decoded(_single(features, name, bytes), name)
+
+
+def _decoded(value: bytes, name: str) -> str:
+  try:
+    return value.decode()
+  except UnicodeDecodeError:
+    raise ValueError(f"bad feature: {name} is not UTF-8") from None
 
 
 def _json(features: dict[str, FeatureValue], name: str) -> dict:
   try:
-    value = json.loads(_single(features, name, bytes))
-  except json.JSONDecodeError as error:
-    raise ValueError(f"feature {name} is not JSON: {error}") from None
+    value = json.loads(_text(features, name))
+  except (json.JSONDecodeError, RecursionError) as error:
+    raise ValueError(f"bad feature: {name} is not JSON: {error}") from None
   if not isinstance(value, dict):
-    raise ValueError(f"feature {name} is not a JSON object")
+    raise ValueError(f"bad feature: {name} is not a JSON object")
   return value
 
 
 def parse_train(data: bytes) -> TrainRecord:
-  """Parses a record of the VRT-80k layout; raises ValueError where a feature is missing."""
+  """Parses a record of the VRT-80k layout.
+
+  Raises ValueError ("missing feature: ..", "bad feature: ..", "malformed tf.Example: ..").
+  """
   features = parse_example(data)
   return TrainRecord(
     _text(features, "key"), _single(features, "image", bytes), _json(features, "json")
@@ -107,18 +117,13 @@ def serialize_train(record: TrainRecord) -> bytes:
 
 
 def parse_eval(data: bytes) -> EvalRecord:
-  """Parses a record of the VRT-Eval layout; raises ValueError where a feature is missing.
+  """Parses a record of the VRT-Eval layout; raises ValueError as `parse_train` does.
 
   Reference: projects/vrt_sa2va/evaluation/packed_vrt_eval_dataloader.py, PackedVRTEvalDataset.
   """
   features = parse_example(data)
   objects = {
-    key: {
-      "mask": info["mask"],
-      "caption": info.get("caption", ""),
-      "original_id": info.get("original_id", ""),
-    }
-    for key, info in _json(features, "objects_info_json").items()
+    key: _eval_object(key, info) for key, info in _json(features, "objects_info_json").items()
   }
   optional = {
     name: _text(features, name) if features.get(name) else None
@@ -131,11 +136,21 @@ def parse_eval(data: bytes) -> EvalRecord:
     objects=objects,
     reasoning_ids=[str(i) for i in _feature(features, "human_labeled_r_objs", int)],
     answer_ids=[str(i) for i in _feature(features, "human_labeled_a_objs", int)],
-    class_ids=[name.decode() for name in _feature(features, "class_ids", bytes)],
+    class_ids=[_decoded(name, "class_ids") for name in _feature(features, "class_ids", bytes)],
     confidence=_single(features, "human_confidence", int),
     reference_reasoning=optional["human_reasoning"] or None,
     reference_answer=optional["human_answer_caption"] or None,
   )
+
+
+def _eval_object(key: str, info: object) -> dict:
+  if not isinstance(info, dict) or "mask" not in info:
+    raise ValueError(f"bad feature: objects_info_json has no mask for object {key}")
+  return {
+    "mask": info["mask"],
+    "caption": info.get("caption", ""),
+    "original_id": info.get("original_id", ""),
+  }
 
 
 def serialize_eval(record: EvalRecord) -> bytes:

@@ -2,27 +2,51 @@
 
     builder = build(Vrt80k, "VRT-80k/*.tfrecord", "data")
     builder.as_data_source("train")[7]  # a dict of features, the picture as uint8 [Y, X, 3]
-    train_records("data")[7]  # the TrainRecord itself, the picture as encoded bytes
 
-Records keep the order of the files.
+Records keep the order of the files, pictures the bytes they came in. `sources.train_source` and
+`eval_source` give the records themselves; `scripts.prepare_data` writes large sets.
 """
 
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from vrt_jax.data.records import EvalRecord, TrainRecord, read_eval_records, read_train_records
+from vrt_jax.data.sources import EVAL_SPLIT, TRAIN_SPLIT
 
 FILE_FORMAT = "array_record"
 
 Features = dict[str, Any]
-Record = TypeVar("Record", TrainRecord, EvalRecord)
+
+
+def encode_train(record: TrainRecord) -> Features:
+  """A record as the features of Vrt80k."""
+  return {
+    "key": record.key,
+    "image": io.BytesIO(record.image),
+    "json": json.dumps(record.annotation),
+  }
+
+
+def encode_eval(record: EvalRecord) -> Features:
+  """A record as the features of VrtEval; texts that are not there are empty."""
+  return {
+    "key": record.key,
+    "image": io.BytesIO(record.image),
+    "question": record.question,
+    "objects_info_json": json.dumps(record.objects),
+    "human_labeled_r_objs": [int(i) for i in record.reasoning_ids],
+    "human_labeled_a_objs": [int(i) for i in record.answer_ids],
+    "human_confidence": record.confidence,
+    "class_ids": record.class_ids,
+    "human_reasoning": record.reference_reasoning or "",
+    "human_answer_caption": record.reference_answer or "",
+  }
 
 
 class Vrt80k(tfds.core.GeneratorBasedBuilder):
@@ -45,18 +69,11 @@ class Vrt80k(tfds.core.GeneratorBasedBuilder):
     return _dataset_info(self, features)
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-    return {"train": self._generate_examples()}
+    return {TRAIN_SPLIT: self._generate_examples()}
 
   def _generate_examples(self) -> Iterator[tuple[int, Features]]:
     for index, record in enumerate(read_train_records(self._pattern)):
-      yield (
-        index,
-        {
-          "key": record.key,
-          "image": io.BytesIO(record.image),
-          "json": json.dumps(record.annotation),
-        },
-      )
+      yield index, encode_train(record)
 
 
 class VrtEval(tfds.core.GeneratorBasedBuilder):
@@ -87,25 +104,11 @@ class VrtEval(tfds.core.GeneratorBasedBuilder):
     return _dataset_info(self, features)
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-    return {"test": self._generate_examples()}
+    return {EVAL_SPLIT: self._generate_examples()}
 
   def _generate_examples(self) -> Iterator[tuple[int, Features]]:
     for index, record in enumerate(read_eval_records(self._pattern)):
-      yield (
-        index,
-        {
-          "key": record.key,
-          "image": io.BytesIO(record.image),
-          "question": record.question,
-          "objects_info_json": json.dumps(record.objects),
-          "human_labeled_r_objs": [int(i) for i in record.reasoning_ids],
-          "human_labeled_a_objs": [int(i) for i in record.answer_ids],
-          "human_confidence": record.confidence,
-          "class_ids": record.class_ids,
-          "human_reasoning": record.reference_reasoning or "",
-          "human_answer_caption": record.reference_answer or "",
-        },
-      )
+      yield index, encode_eval(record)
 
 
 def _dataset_info(
@@ -132,54 +135,3 @@ def build(
   builder = builder_class(pattern=pattern, data_dir=os.fspath(data_dir))
   builder.download_and_prepare()
   return builder
-
-
-@dataclass(frozen=True)
-class RecordSource(Sequence, Generic[Record]):
-  """Random access to the records of a built data set, pictures as encoded bytes."""
-
-  features: Sequence[Features]
-  to_record: Callable[[Features], Record]
-
-  def __len__(self) -> int:
-    return len(self.features)
-
-  def __getitem__(self, index: int) -> Record:
-    if not 0 <= index < len(self):
-      raise IndexError(f"record {index} of {len(self)}")
-    return self.to_record(self.features[index])
-
-
-def train_records(data_dir: str | os.PathLike) -> RecordSource[TrainRecord]:
-  """The records of a built Vrt80k."""
-  return RecordSource(_encoded(Vrt80k(data_dir=os.fspath(data_dir)), "train"), _train_record)
-
-
-def eval_records(data_dir: str | os.PathLike) -> RecordSource[EvalRecord]:
-  """The records of a built VrtEval."""
-  return RecordSource(_encoded(VrtEval(data_dir=os.fspath(data_dir)), "test"), _eval_record)
-
-
-def _encoded(builder: tfds.core.GeneratorBasedBuilder, split: str) -> Sequence[Features]:
-  if not builder.is_prepared():
-    raise ValueError(f"{builder.data_path} holds no {builder.name} data set: build it first")
-  return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-
-
-def _train_record(features: Features) -> TrainRecord:
-  return TrainRecord(features["key"].decode(), features["image"], json.loads(features["json"]))
-
-
-def _eval_record(features: Features) -> EvalRecord:
-  return EvalRecord(
-    key=features["key"].decode(),
-    image=features["image"],
-    question=features["question"].decode(),
-    objects=json.loads(features["objects_info_json"]),
-    reasoning_ids=[str(i) for i in features["human_labeled_r_objs"]],
-    answer_ids=[str(i) for i in features["human_labeled_a_objs"]],
-    class_ids=[name.decode() for name in features["class_ids"]],
-    confidence=int(features["human_confidence"]),
-    reference_reasoning=features["human_reasoning"].decode() or None,
-    reference_answer=features["human_answer_caption"].decode() or None,
-  )
