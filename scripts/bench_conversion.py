@@ -64,7 +64,7 @@ def random_tensors(config, values: np.ndarray) -> dict:
 def write_checkpoint(folder: Path, tokenizer_dir: Path, layers: int) -> int:
   """Writes the export; gives its bytes."""
   from converters.hf_config import hf_config
-    from converters.safetensors_writer import write_shards
+  from converters.safetensors_writer import write_shards
   from converters.side_files import sa2va_section
   from converters.streams import Checksums
   from converters.to_hf import REMOTE_CODE
