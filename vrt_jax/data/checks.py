@@ -19,6 +19,30 @@ Verify = Literal["header", "full"]
 """Of a picture read only the size, or decode every pixel."""
 
 
+MAX_DETAIL = 200
+
+
+@dataclass
+class Drop:
+  """Records that cannot be used for one reason, and the first of them."""
+
+  count: int
+  key: str
+  detail: str
+
+
+def count_drop(drops: dict[str, Drop], key: str, error: ValueError) -> None:
+  """Counts an unusable record under its reason, the words before the colon of the error."""
+  reason, _, detail = " ".join(str(error).split()).partition(":")
+  drops.setdefault(reason, Drop(0, key, detail.strip()[:MAX_DETAIL])).count += 1
+
+
+def drop_lines(drops: dict[str, Drop]) -> list[str]:
+  """A line a reason, most records first: how many, and the first of them."""
+  ordered = sorted(drops.items(), key=lambda item: -item[1].count)
+  return [f"{d.count:>9,}  {reason}: first {d.key}: {d.detail}" for reason, d in ordered]
+
+
 @dataclass(frozen=True)
 class RecordFacts:
   """What a check saw of a usable record."""

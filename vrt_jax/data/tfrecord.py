@@ -142,6 +142,18 @@ def _save_index(path: str, offsets: Int64[np.ndarray, "N"], status: os.stat_resu
     os.unlink(temporary)
 
 
+def expand(patterns: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
+  """The files of a path or glob, or of several, each in sorted order; ValueError for none."""
+  single = isinstance(patterns, str | os.PathLike)
+  paths: list[str] = []
+  for pattern in map(os.fspath, [patterns] if single else patterns):
+    matches = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern))
+    if not matches:
+      raise ValueError(f"no file matches {pattern!r}")
+    paths += matches
+  return paths
+
+
 class TFRecordSource:
   """Random access to the records of TFRecord files, for `grain.MapDataset.source`.
 
@@ -154,13 +166,7 @@ class TFRecordSource:
   """
 
   def __init__(self, patterns: str | os.PathLike | Sequence[str | os.PathLike]):
-    single = isinstance(patterns, str | os.PathLike)
-    self.paths: list[str] = []
-    for pattern in map(os.fspath, [patterns] if single else patterns):
-      matches = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern))
-      if not matches:
-        raise ValueError(f"no file matches {pattern!r}")
-      self.paths += matches
+    self.paths = expand(patterns)
     self._offsets = [record_offsets(path) for path in self.paths]
     self._ends: list[int] = []
     for offsets in self._offsets:
