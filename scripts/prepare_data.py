@@ -46,6 +46,9 @@ class Args:
   """Record layout: VRT-80k or VRT-Eval."""
   verify: Literal["header", "full"] = "header"
   """Of each picture read the header, or decode every pixel."""
+  thinking: bool = True
+  """Drop training records without reasoning; --no-thinking takes the answer alone, to train with
+  data.thinking off."""
   num_workers: int | None = None
   """Processes, each for one source file at a time; one a CPU unless given, 0 for none."""
   max_bad_share: float = 0.05
@@ -215,7 +218,7 @@ def main(args: Args) -> None:
     print(describe(existing))
     return
   args.out.mkdir(parents=True, exist_ok=True)
-  tasks = folder.tasks(sources, args.verify)
+  tasks = folder.tasks(sources, args.verify, args.thinking)
   with folder.locked(tasks):
     reports = _prepare_shards(args, tasks)
     report = combine(reports)

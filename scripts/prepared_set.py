@@ -40,6 +40,7 @@ class Report:
 
   kind: Kind
   verify: Verify
+  thinking: bool
   sources: list[tuple[str, int, int]]
   """(path, bytes, time of change in ns) of every TFRecord file, in order."""
   records_read: int
@@ -69,6 +70,7 @@ def combine(reports: Sequence[ShardReport]) -> Report:
   return Report(
     kind=reports[0].kind,
     verify=reports[0].verify,
+    thinking=reports[0].thinking,
     sources=[(r.source, r.size, r.mtime_ns) for r in reports],
     records_read=sum(r.read for r in reports),
     records_written=written,
@@ -104,7 +106,7 @@ class SetFolder:
       filetype_suffix=tfds.core.FileFormat.ARRAY_RECORD.file_suffix,
     )
 
-  def tasks(self, sources: Sequence[str], verify: Verify) -> list[ShardTask]:
+  def tasks(self, sources: Sequence[str], verify: Verify, thinking: bool) -> list[ShardTask]:
     """One task a source file."""
     template = self._template()
     return [
@@ -114,6 +116,7 @@ class SetFolder:
         report=os.fspath(self.partial / PROGRESS / f"{i:05}.json"),
         kind=self.kind,
         verify=verify,
+        thinking=thinking,
       )
       for i, source in enumerate(sources)
     ]

@@ -40,6 +40,7 @@ class ShardTask:
   """JSON file that says the shard is done."""
   kind: Kind
   verify: Verify
+  thinking: bool
 
 
 @dataclass
@@ -52,6 +53,7 @@ class ShardReport:
   """Of the source: another file under its name is prepared anew."""
   kind: Kind
   verify: Verify
+  thinking: bool
   read: int = 0
   written: int = 0
   bytes: int = 0
@@ -64,12 +66,13 @@ class ShardReport:
   def begin(cls, task: ShardTask) -> "ShardReport":
     """An empty report that knows its source."""
     status = os.stat(task.source)
-    return cls(task.source, status.st_size, status.st_mtime_ns, task.kind, task.verify)
+    settings = task.kind, task.verify, task.thinking
+    return cls(task.source, status.st_size, status.st_mtime_ns, *settings)
 
   @property
   def identity(self) -> tuple:
     """What must be the same for a finished shard to be kept."""
-    return self.source, self.size, self.mtime_ns, self.kind, self.verify
+    return self.source, self.size, self.mtime_ns, self.kind, self.verify, self.thinking
 
 
 def finished(task: ShardTask) -> ShardReport | None:
@@ -122,7 +125,7 @@ def _serialized(
       data = source[index]
       if task.kind == "train":
         record = parse_train(data)
-        check_train_record(record, task.verify)
+        check_train_record(record, task.verify, task.thinking)
         encoded = encode_train(record)
       else:
         record = parse_eval(data)

@@ -158,6 +158,18 @@ def test_only_full_verification_sees_a_cut_picture(tmp_path):
   assert train_source(tmp_path / "full").keys() == [good.key]
 
 
+def test_answers_alone_are_kept_where_asked(tmp_path):
+  record = tiny.train_record(0)
+  candidate = dict(record.annotation["generated_ver_data"]["candidates"][0])
+  del candidate["reasoning"]
+  changed = tiny.with_annotation(record, "a", generated_ver_data={"candidates": [candidate]})
+  path = tiny.write_train(tmp_path / "a.tfrecord", [changed])
+  with pytest.raises(ValueError, match="missing text: first a: reasoning of the first candidate"):
+    prepare(path, tmp_path / "out")
+  prepare(path, tmp_path / "out", thinking=False)
+  assert list(train_source(tmp_path / "out")) == [changed]
+
+
 def test_damaged_files_are_named_together(tmp_path):
   src = copies(tmp_path / "src", shards=4, each=3)
   for shard in (1, 3):

@@ -80,13 +80,16 @@ def picture_size(data: bytes, verify: Verify = "header") -> tuple[int, int]:
   return height, width
 
 
-def check_train_record(record: TrainRecord, verify: Verify = "header") -> RecordFacts:
-  """Raises ValueError("reason: detail") unless the record can be trained on, with thinking.
+def check_train_record(
+  record: TrainRecord, verify: Verify = "header", thinking: bool = True
+) -> RecordFacts:
+  """Raises ValueError("reason: detail") unless the record can be trained on.
 
   Looked at are the texts and their tags, the picture's header (or all of it), and every mask that
-  the reasoning or the answer mentions: it must decode and have the picture's size.
+  the answer, and with `thinking` the reasoning mentions: it must decode and be of the picture's
+  size.
   """
-  user_text, target_text, tags = training_example(record.annotation)
+  user_text, target_text, tags = training_example(record.annotation, thinking)
   size = picture_size(record.image, verify)
   objects = record.annotation["original_annotation"]["objects_anns"]
   named = list(dict.fromkeys(tags))
