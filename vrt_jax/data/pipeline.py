@@ -1,52 +1,98 @@
-"""Grain: record files -> shuffled, endless, checkpointable stream of training batches."""
+"""Grain: records -> shuffled, endless, checkpointable stream of training batches for many hosts.
+
+    place p of the stream -> record number (a new order each epoch) -> Slot
+    batch k of B places, kB .. (k + 1)B - 1; host h of H holds rows hB/H .. (h + 1)B/H - 1 of it
+
+Order and random choices belong to places, so they depend on the seed alone: neither on the number
+of hosts nor on workers or threads. A host touches the records of its own rows only. Whole batches
+are made by threads or worker processes, and they come in order.
+"""
 
 import collections
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import grain
 import numpy as np
+from absl import flags
 
 from vrt_jax.config import TrainConfig
+from vrt_jax.data.buckets import check_buckets
 from vrt_jax.data.chat import ChatTokenizer
-from vrt_jax.data.records import TFRecordSource, parse_train
+from vrt_jax.data.records import TrainRecord
+from vrt_jax.data.sources import Source, train_source
 from vrt_jax.data.transforms import Example, collate, make_example
 from vrt_jax.types import Batch
 
-
-@dataclass(frozen=True)
-class Dropped:
-  """Stands for a record that could not be used, and the reason."""
-
-  reason: str
+MAX_TRIES = 32
+"""Records that a place of the stream tries before the run stops."""
 
 
 @dataclass(frozen=True)
-class ToExample(grain.transforms.RandomMap):
-  """Record bytes -> Example, or Dropped with the reason before the colon of the error."""
+class Slot:
+  """A place of the stream: its example and why records that were tried before it are unusable."""
+
+  example: Example
+  dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ToSlot(grain.transforms.RandomMap):
+  """Record number -> Slot.
+
+  An unusable record is replaced by others, drawn by the place's own generator: the places after it
+  stay where they are. The reason is what stands before the colon of the error.
+
+  Raises:
+    ValueError: MAX_TRIES records in a row are unusable.
+  """
+
+  source: Source[TrainRecord]
+  numbers: Sequence[int]
+  """Of the records that may be drawn."""
+  tokenizer: ChatTokenizer
+  config: TrainConfig
+
+  def random_map(self, element: int, rng: np.random.Generator) -> Slot:
+    data, image = self.config.data, self.config.image
+    dropped: list[str] = []
+    while len(dropped) < MAX_TRIES:
+      try:
+        example = make_example(self.source[int(element)], self.tokenizer, data, image, rng)
+        return Slot(example, tuple(dropped))
+      except ValueError as error:
+        dropped.append(str(error).partition(":")[0])
+      element = self.numbers[int(rng.integers(len(self.numbers)))]
+    reasons = collections.Counter(dropped)
+    raise ValueError(too_many_unusable(reasons, MAX_TRIES, data.max_bad_share))
+
+
+@dataclass(frozen=True)
+class ToBatch(grain.transforms.Map):
+  """Slots of a batch -> (Batch, reasons of its dropped records)."""
 
   tokenizer: ChatTokenizer
   config: TrainConfig
-  keys: frozenset[str] | None = None
 
-  def random_map(self, element: bytes, rng: np.random.Generator) -> Example | Dropped | None:
-    try:
-      record = parse_train(element)
-      if self.keys is not None and record.key not in self.keys:
-        return None
-      return make_example(record, self.tokenizer, self.config.data, self.config.image, rng)
-    except ValueError as error:
-      return Dropped(str(error).partition(":")[0])
+  def map(self, element: Sequence[Slot]) -> tuple[Batch, tuple[str, ...]]:
+    config = self.config
+    examples = [slot.example for slot in element]
+    batch = collate(examples, self.tokenizer, config.model, config.image, config.data.buckets)
+    return batch, tuple(reason for slot in element for reason in slot.dropped)
+
+
+class DropState(TypedDict):
+  """What a checkpoint keeps of a `DropCounter`."""
+
+  read: int
+  reasons: dict[str, int]
 
 
 class DropCounter:
-  """Grain filter that passes examples and counts dropped records by reason.
-
-  Raises:
-    ValueError: more than `max_bad_share` of at least `MIN_READ` records were dropped.
-  """
+  """Counts records that were read and, by reason, those that were dropped."""
 
   MIN_READ = 20
 
@@ -55,82 +101,151 @@ class DropCounter:
     self.read = 0
     self.reasons: collections.Counter[str] = collections.Counter()
 
-  def __call__(self, element: Example | Dropped) -> bool:
-    self.read += 1
-    if not isinstance(element, Dropped):
-      return True
-    self.reasons[element.reason] += 1
-    dropped = self.reasons.total()
-    if self.read >= self.MIN_READ and dropped > self.max_bad_share * self.read:
-      raise ValueError(
-        f"{dropped} of {self.read} training records are unusable (limit "
-        f"{self.max_bad_share:.0%}, data.max_bad_share): {dict(self.reasons)}"
-      )
-    return False
+  def count(self, usable: int, dropped: Sequence[str]) -> None:
+    """Adds what a batch read.
 
-  def state(self) -> dict:
+    Raises:
+      ValueError: more than `max_bad_share` of at least MIN_READ records were dropped.
+    """
+    self.read += usable + len(dropped)
+    self.reasons.update(dropped)
+    too_many = self.reasons.total() > self.max_bad_share * self.read
+    if dropped and self.read >= self.MIN_READ and too_many:
+      raise ValueError(too_many_unusable(self.reasons, self.read, self.max_bad_share))
+
+  def state(self) -> DropState:
     """What a checkpoint keeps."""
     return {"read": self.read, "reasons": dict(self.reasons)}
 
-  def restore(self, state: dict) -> None:
+  def restore(self, state: DropState) -> None:
     """Continues counting from a checkpoint."""
     self.read = state["read"]
     self.reasons = collections.Counter(state["reasons"])
 
 
+def too_many_unusable(reasons: collections.Counter[str], read: int, limit: float) -> str:
+  """The line that ends a run on bad data."""
+  return (
+    f"{reasons.total()} of {read} training records are unusable (limit {limit:.0%}, "
+    f"data.max_bad_share): {dict(reasons)}"
+  )
+
+
+class StreamState(TypedDict):
+  """Position in the stream, for a checkpoint: the same for any number of hosts and workers."""
+
+  batch: int
+  """Batches that were taken."""
+  drops: DropState
+  """Of the host that wrote it."""
+
+
 class BatchIterator(Iterator[Batch]):
   """Endless training batches whose position can be saved and restored.
 
-  The order of records and every random choice depend on the seed alone.
+  Args:
+    config: with the resolved model and image settings.
+    data: glob of TFRecord files, or the folder of a prepared data set.
+    tokenizer: of the model.
+    process_index: this host's number.
+    process_count: hosts that share every batch; each gives its contiguous rows of it, and all rows
+      in the order of hosts are the batch that one host alone would give. A host pads its rows to
+      the smallest bucket that holds them, see `vrt_jax.data.buckets`.
+
+  Raises ValueError where hosts do not divide the batch size, buckets do not ascend, no record is
+  there, or the keys file is wrong.
   """
 
-  def __init__(self, config: TrainConfig, pattern: str, tokenizer: ChatTokenizer):
-    source = TFRecordSource(pattern)
-    self.drops = DropCounter(config.data.max_bad_share)
-    keys = load_keys(config.data.keys, source) if config.data.keys else None
-    if keys is None and len(source) == 0:
-      raise ValueError(f"no training records in {pattern}")
-    dataset = (
-      grain.MapDataset.source(source)
-      .seed(config.seed)
-      .shuffle()
-      .repeat()
-      .random_map(ToExample(tokenizer, config, keys))
-      .to_iter_dataset(
-        grain.ReadOptions(
-          num_threads=config.data.read_threads, prefetch_buffer_size=2 * config.optim.batch_size
-        )
+  def __init__(
+    self,
+    config: TrainConfig,
+    data: str,
+    tokenizer: ChatTokenizer,
+    process_index: int = 0,
+    process_count: int = 1,
+  ):
+    if not 0 <= process_index < process_count:
+      raise ValueError(f"process {process_index} is not one of {process_count}")
+    if config.optim.batch_size % process_count:
+      raise ValueError(
+        f"optim.batch_size {config.optim.batch_size} does not divide over {process_count} processes"
       )
-      .filter(self.drops)
-      .batch(
-        config.optim.batch_size,
-        drop_remainder=True,
-        batch_fn=lambda examples: collate(
-          examples, tokenizer, config.model, config.image, config.data.buckets
-        ),
+    check_buckets(config.data.buckets)
+    source = train_source(data)
+    if len(source) == 0:
+      raise ValueError(f"no training records in {data}")
+    self._config, self._tokenizer, self._source = config, tokenizer, source
+    self._numbers = subset_numbers(config.data.keys, source)
+    self._process = (process_index, process_count)
+    self._rows = config.optim.batch_size // process_count
+    self.drops = DropCounter(config.data.max_bad_share)
+    self._start(0)
+
+  def _start(self, batch: int) -> None:
+    """Begins to read at a batch."""
+    self._batch = batch
+    self._iterator = iter(self._dataset(batch))
+
+  def _dataset(self, first: int) -> grain.IterDataset:
+    """This host's rows of the batches from `first` on."""
+    config, (index, count) = self._config, self._process
+    threads = config.data.read_threads
+    dataset = (
+      record_order(self._numbers, config.seed)
+      .random_map(ToSlot(self._source, self._numbers, self._tokenizer, config))
+      .batch(self._rows, drop_remainder=True, batch_fn=tuple)
+      .map(ToBatch(self._tokenizer, config))
+      .slice(slice(first * count + index, None, count))
+      .to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1 if threads else 0)
       )
     )
-    self._iterator = iter(dataset)
+    if config.data.num_workers:
+      if not flags.FLAGS.is_parsed():  # Grain reads its flags before it starts a worker
+        flags.FLAGS.mark_as_parsed()
+      options = grain.MultiprocessingOptions(
+        num_workers=config.data.num_workers, per_worker_buffer_size=1
+      )
+      dataset = dataset.mp_prefetch(options)
+    return dataset
 
   def __next__(self) -> Batch:
-    return next(self._iterator)
+    batch, dropped = next(self._iterator)
+    self._batch += 1
+    self.drops.count(self._rows, dropped)
+    return batch
 
-  def state(self) -> dict:
-    """JSON-ready position in the stream and drop counts."""
-    return {"iterator": self._iterator.get_state(), "drops": self.drops.state()}
+  def state(self) -> StreamState:
+    """JSON-ready: batches that were taken and what this host dropped on the way to them."""
+    return {"batch": self._batch, "drops": self.drops.state()}
 
-  def restore(self, state: dict) -> None:
-    """Continues from `state()`: the next batch is the one that would have come next."""
-    self._iterator.set_state(state["iterator"])
+  def restore(self, state: StreamState) -> None:
+    """Continues from `state()`: the next batch is the one that would have come next.
+
+    The state may come from another number of hosts or workers.
+    """
+    self.close()
     self.drops.restore(state["drops"])
+    self._start(state["batch"])
+
+  def close(self) -> None:
+    """Ends threads and worker processes."""
+    self._iterator.close()
 
 
-def load_keys(path: str, source: TFRecordSource) -> frozenset[str]:
-  """Keys of a subset file {"samples": [keys] or {key: ..}}.
+def record_order(numbers: Sequence[int], seed: int) -> grain.MapDataset:
+  """Record number at every place of the endless stream: each epoch all of them, in a new order."""
+  return grain.MapDataset.source(numbers).seed(seed).shuffle().repeat()
+
+
+def subset_numbers(path: str, source: Source[TrainRecord]) -> Sequence[int]:
+  """Numbers of the records of a subset file {"samples": [keys] or {key: ..}}; all without a file.
 
   Raises:
     ValueError: the file has another form, names no keys, or names keys that no record has.
   """
+  if not path:
+    return range(len(source))
   if not Path(path).is_file():
     raise ValueError(f"keys file {path} does not exist")
   try:
@@ -139,7 +254,7 @@ def load_keys(path: str, source: TFRecordSource) -> frozenset[str]:
     raise ValueError(f'keys file {path} is not of the form {{"samples": [..]}}') from error
   if not keys:
     raise ValueError(f"keys file {path} names no keys")
-  known = {parse_train(source[i]).key for i in range(len(source))}
-  if missing := sorted(keys - known):
+  known = source.keys()
+  if missing := sorted(keys - set(known)):
     raise ValueError(f"{len(missing)} keys of {path} are in no record, the first is {missing[0]}")
-  return keys
+  return [number for number, key in enumerate(known) if key in keys]
