@@ -13,7 +13,7 @@ import pytest
 from tests import tiny
 from vrt_jax.config import DataConfig, ImageConfig, TrainConfig
 from vrt_jax.data.chat import ChatTokenizer
-from vrt_jax.data.pipeline import MAX_TRIES, BatchIterator, DropCounter, subset_numbers
+from vrt_jax.data.pipeline import MAX_TRIES, BatchIterator, subset_numbers
 from vrt_jax.data.records import TFRecordWriter, TrainRecord, serialize_eval, serialize_train
 from vrt_jax.data.sources import train_source
 from vrt_jax.ops.masks import encode_rle
@@ -136,17 +136,6 @@ def test_only_bad_records_stop_the_run(tmp_path: Path, workers: int):
   with pytest.raises(ValueError, match=f"^{MAX_TRIES} of {MAX_TRIES} training records are unus"):
     next(batches)
   batches.close()
-
-
-def test_drop_counter_waits_for_enough_records():
-  counter = DropCounter(0.05)
-  counter.count(0, ["corrupt image"])
-  counter.count(19, [])  # 1 of 20 is the limit, not above it
-  with pytest.raises(ValueError, match="2 of 21"):
-    counter.count(0, ["mask size"])
-  copy = DropCounter(0.05)
-  copy.restore(json.loads(json.dumps(counter.state())))
-  assert copy.state() == counter.state()
 
 
 def write_keys(path: Path, content: object) -> str:

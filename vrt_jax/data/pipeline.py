@@ -4,14 +4,14 @@
     batch k of B places, kB .. (k + 1)B - 1; host h of H holds rows hB/H .. (h + 1)B/H - 1 of it
 
 Order and random choices belong to places, so they depend on the seed alone: neither on the number
-of hosts nor on workers or threads. A host touches the records of its own rows only. Whole batches
-are made by threads or worker processes, and they come in order.
+of hosts nor on workers or threads. A host touches the records of its own rows only. Threads make
+samples ahead; worker processes take turns at whole batches.
 """
 
 import collections
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -22,6 +22,8 @@ from absl import flags
 from vrt_jax.config import TrainConfig
 from vrt_jax.data.buckets import check_buckets
 from vrt_jax.data.chat import ChatTokenizer
+from vrt_jax.data.drops import DropCounter, DropState, too_many_unusable
+from vrt_jax.data.host_rows import HostRows, Share
 from vrt_jax.data.records import TrainRecord
 from vrt_jax.data.sources import Source, train_source
 from vrt_jax.data.transforms import Example, collate, make_example
@@ -84,53 +86,6 @@ class ToBatch(grain.transforms.Map):
     return batch, tuple(reason for slot in element for reason in slot.dropped)
 
 
-class DropState(TypedDict):
-  """What a checkpoint keeps of a `DropCounter`."""
-
-  read: int
-  reasons: dict[str, int]
-
-
-class DropCounter:
-  """Counts records that were read and, by reason, those that were dropped."""
-
-  MIN_READ = 20
-
-  def __init__(self, max_bad_share: float):
-    self.max_bad_share = max_bad_share
-    self.read = 0
-    self.reasons: collections.Counter[str] = collections.Counter()
-
-  def count(self, usable: int, dropped: Sequence[str]) -> None:
-    """Adds what a batch read.
-
-    Raises:
-      ValueError: more than `max_bad_share` of at least MIN_READ records were dropped.
-    """
-    self.read += usable + len(dropped)
-    self.reasons.update(dropped)
-    too_many = self.reasons.total() > self.max_bad_share * self.read
-    if dropped and self.read >= self.MIN_READ and too_many:
-      raise ValueError(too_many_unusable(self.reasons, self.read, self.max_bad_share))
-
-  def state(self) -> DropState:
-    """What a checkpoint keeps."""
-    return {"read": self.read, "reasons": dict(self.reasons)}
-
-  def restore(self, state: DropState) -> None:
-    """Continues counting from a checkpoint."""
-    self.read = state["read"]
-    self.reasons = collections.Counter(state["reasons"])
-
-
-def too_many_unusable(reasons: collections.Counter[str], read: int, limit: float) -> str:
-  """The line that ends a run on bad data."""
-  return (
-    f"{reasons.total()} of {read} training records are unusable (limit {limit:.0%}, "
-    f"data.max_bad_share): {dict(reasons)}"
-  )
-
-
 class StreamState(TypedDict):
   """Position in the stream, for a checkpoint: the same for any number of hosts and workers."""
 
@@ -176,43 +131,46 @@ class BatchIterator(Iterator[Batch]):
       raise ValueError(f"no training records in {data}")
     self._config, self._tokenizer, self._source = config, tokenizer, source
     self._numbers = subset_numbers(config.data.keys, source)
-    self._process = (process_index, process_count)
-    self._rows = config.optim.batch_size // process_count
+    self._share = Share(
+      config.optim.batch_size, process_index, process_count, max(1, config.data.num_workers), 0
+    )
     self.drops = DropCounter(config.data.max_bad_share)
     self._start(0)
 
   def _start(self, batch: int) -> None:
     """Begins to read at a batch."""
     self._batch = batch
-    self._iterator = iter(self._dataset(batch))
+    self._iterator = iter(self._dataset(replace(self._share, first=batch)))
 
-  def _dataset(self, first: int) -> grain.IterDataset:
-    """This host's rows of the batches from `first` on."""
-    config, (index, count) = self._config, self._process
-    threads = config.data.read_threads
+  def _dataset(self, share: Share) -> grain.IterDataset:
+    """This host's rows of the batches from `share.first` on."""
+    config, data = self._config, self._config.data
+    read = grain.ReadOptions(
+      num_threads=data.read_threads,
+      prefetch_buffer_size=data.read_threads + share.rows if data.read_threads else 0,
+    )
     dataset = (
       record_order(self._numbers, config.seed)
       .random_map(ToSlot(self._source, self._numbers, self._tokenizer, config))
-      .batch(self._rows, drop_remainder=True, batch_fn=tuple)
+      .pipe(HostRows, share)
+      .to_iter_dataset(read)
+      .batch(share.rows, drop_remainder=True, batch_fn=tuple)
       .map(ToBatch(self._tokenizer, config))
-      .slice(slice(first * count + index, None, count))
-      .to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1 if threads else 0)
-      )
     )
-    if config.data.num_workers:
+    if data.num_workers:
       if not flags.FLAGS.is_parsed():  # Grain reads its flags before it starts a worker
         flags.FLAGS.mark_as_parsed()
-      options = grain.MultiprocessingOptions(
-        num_workers=config.data.num_workers, per_worker_buffer_size=1
+      return dataset.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=data.num_workers, per_worker_buffer_size=1)
       )
-      dataset = dataset.mp_prefetch(options)
-    return dataset
+    return grain.experimental.ThreadPrefetchIterDataset(
+      dataset, prefetch_buffer_size=1 if data.read_threads else 0
+    )
 
   def __next__(self) -> Batch:
     batch, dropped = next(self._iterator)
     self._batch += 1
-    self.drops.count(self._rows, dropped)
+    self.drops.count(self._share.rows, dropped)
     return batch
 
   def state(self) -> StreamState:
