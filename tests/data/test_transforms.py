@@ -23,6 +23,7 @@ from vrt_jax.data.transforms import (
   make_prompt,
   object_mask,
   pad_inputs,
+  small_object_mask,
 )
 from vrt_jax.ops.masks import decode_rle, encode_rle
 from vrt_jax.types import IGNORE_INDEX
@@ -42,7 +43,9 @@ def test_object_mask_of_one_rle_and_the_union_of_a_list():
   np.testing.assert_array_equal(object_mask(rles[0], (4, 5), "<obj1>"), a)
   union = object_mask(rles, (4, 5), "<obj1>")
   np.testing.assert_array_equal(union, a | b)
-  assert union.dtype == np.uint8
+  small = small_object_mask(rles, (4, 5), "<obj1>", (2, 3), "nearest")
+  np.testing.assert_array_equal(small, (a | b)[::2][:, [0, 1, 3]])
+  assert union.dtype == small.dtype == np.uint8
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,9 @@ def test_unusable_masks_raise_one_line(segmentation: object, message: str):
   with pytest.raises(ValueError, match=message) as error:
     object_mask(segmentation, (4, 5), "<obj1>")
   assert "\n" not in str(error.value)
+  with pytest.raises(ValueError) as small_error:
+    small_object_mask(segmentation, (4, 5), "<obj1>", (2, 2), "nearest")
+  assert str(small_error.value) == str(error.value)
 
 
 def test_choose_mentions():

@@ -8,10 +8,12 @@ from vrt_jax.ops.masks import (
   as_rle,
   check_mask_size,
   decode_rle,
+  decode_rle_nearest,
   encode_rle,
   iou_matrix,
   union_rle,
 )
+from vrt_jax.ops.resize import resize_nearest_numpy
 
 
 def random_masks(seed: int, count: int, size: tuple[int, int] = (37, 23)) -> np.ndarray:
@@ -47,6 +49,22 @@ def test_round_trip_and_agreement_with_pycocotools(seed):
     runs = np.diff(np.flatnonzero(np.diff(mask.T.ravel(), prepend=~mask[0, 0], append=2))).tolist()
     runs = ([0] if mask[0, 0] else []) + runs
     assert as_rle({"size": list(mask.shape), "counts": runs}) == rle
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+@pytest.mark.parametrize("target", [(16, 16), (37, 23), (100, 60), (1, 1), (7, 64)])
+def test_decoding_to_a_grid_equals_decoding_and_resizing(target, mode):
+  masks = [*random_masks(3, 6), np.zeros((37, 23)), np.ones((37, 23)), np.eye(37, 23)]
+  for mask in masks:
+    rle = encode_rle(mask)
+    small = decode_rle_nearest(rle, target, mode)
+    np.testing.assert_array_equal(small, resize_nearest_numpy(decode_rle(rle), target, mode))
+    assert small.dtype == bool
+  other = {"nearest": "nearest-exact", "nearest-exact": "nearest"}[mode]
+  if target == (16, 16):
+    assert (small != decode_rle_nearest(rle, target, other)).any()
+  with pytest.raises(ValueError, match=r"^RLE: "):
+    decode_rle_nearest({"size": [4, 5], "counts": [3]}, target, mode)
 
 
 @pytest.mark.parametrize("mask", [np.zeros((5, 7)), np.ones((5, 7)), np.full((1500, 2250), 255)])

@@ -28,7 +28,7 @@ def decode_image(data: bytes) -> Image.Image:
   try:
     with Image.open(io.BytesIO(data)) as image:
       image.load()
-      return image.convert("RGB")
+      return image if image.mode == "RGB" else image.convert("RGB")
   except (
     OSError,
     SyntaxError,

@@ -7,19 +7,24 @@ A record that cannot be used raises ValueError("reason: detail"); the pipeline c
 
 import zlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
-from vrt_jax.config import DataConfig, ImageConfig, ModelConfig
+from vrt_jax.config import DataConfig, ImageConfig, ModelConfig, NearestMode
 from vrt_jax.data.chat import ChatTokenizer, encode_prompt, encode_training
-from vrt_jax.data.image import decode_image, grounding_image, mllm_patches
-from vrt_jax.data.positions import mrope_position_ids, vision_layout, visual_index
+from vrt_jax.data.image import Grid, decode_image, grounding_image, mllm_patches, num_visual_tokens
+from vrt_jax.data.positions import (
+  VisionLayout,
+  mrope_position_ids,
+  vision_layout,
+  visual_index,
+)
 from vrt_jax.data.records import TrainRecord
 from vrt_jax.data.trace import training_example
-from vrt_jax.ops.masks import decode_rle
-from vrt_jax.ops.resize import resize_nearest_numpy
+from vrt_jax.ops.masks import decode_rle, decode_rle_nearest, rle_size
 from vrt_jax.types import IGNORE_INDEX, Batch, Targets, TextInputs, VisionInputs
 
 NUM_THINK_PROMPTS = 2
@@ -61,16 +66,32 @@ def object_mask(
   Raises:
     ValueError: the RLE is malformed or has another size than the picture.
   """
+  masks = [decode_rle(rle) for rle in checked_rles(segmentation, image_size, tag)]
+  return np.logical_or.reduce(masks).astype(np.uint8)
+
+
+def small_object_mask(
+  segmentation: dict | list,
+  image_size: tuple[int, int],
+  tag: str,
+  size: tuple[int, int],
+  mode: NearestMode,
+) -> UInt8[np.ndarray, "Y X"]:
+  """`object_mask` resized to `size` without interpolation; the same errors."""
+  rles = checked_rles(segmentation, image_size, tag)
+  masks = [decode_rle_nearest(rle, size, mode) for rle in rles]
+  return np.logical_or.reduce(masks).astype(np.uint8)
+
+
+def checked_rles(segmentation: dict | list, image_size: tuple[int, int], tag: str) -> list[dict]:
+  """The RLEs of an object, at least one and all of the picture's (height, width)."""
   rles = segmentation if isinstance(segmentation, list) else [segmentation]
   if not rles:
     raise ValueError(f"bad mask: {tag} has an empty segmentation")
-  union = np.zeros(image_size, np.uint8)
   for rle in rles:
-    mask = decode_rle(rle)
-    if mask.shape != image_size:
-      raise ValueError(f"mask size: {tag} is {mask.shape}, its image {image_size}")
-    union |= mask.astype(np.uint8)
-  return union
+    if rle_size(rle) != image_size:
+      raise ValueError(f"mask size: {tag} is {rle_size(rle)}, its image {image_size}")
+  return rles
 
 
 def choose_mentions(num_mentions: int, num_objects: int, rng: np.random.Generator) -> list[int]:
@@ -94,18 +115,37 @@ def make_prompt(
   blind: bool = False,
 ) -> tuple[Prompt, tuple[int, int]]:
   """Prompt arrays and the picture's (height, width); the image is decoded once."""
+  views = picture_views(image_bytes, image, inference=inference, blind=blind)
+  num_visual = num_visual_tokens(views.grid, image.merge_size)
+  prompt = Prompt(
+    input_ids=np.asarray(encode_prompt(tokenizer, user_text, [num_visual]), np.int32),
+    patches=views.patches,
+    grids=(views.grid,),
+    grounding_image=views.grounding_image,
+  )
+  return prompt, views.size
+
+
+class PictureViews(NamedTuple):
+  """A picture as the two models see it."""
+
+  patches: UInt8[np.ndarray, "P C"]
+  grid: Grid
+  grounding_image: UInt8[np.ndarray, "Y X 3"]
+  size: tuple[int, int]
+  """(height, width) of the file."""
+
+
+def picture_views(
+  image_bytes: bytes, image: ImageConfig, *, inference: bool, blind: bool = False
+) -> PictureViews:
+  """Both views of a picture that is decoded once; `blind` takes noise of its size instead."""
   picture = decode_image(image_bytes)
   if blind:
     picture = noise_like(picture, image_bytes)
   patches, grid = mllm_patches(picture, image, inference=inference)
-  num_visual = len(patches) // image.merge_size**2
-  prompt = Prompt(
-    input_ids=np.asarray(encode_prompt(tokenizer, user_text, [num_visual]), np.int32),
-    patches=patches,
-    grids=(grid,),
-    grounding_image=grounding_image(picture, image.grounding_size_px),
-  )
-  return prompt, (picture.height, picture.width)
+  small = grounding_image(picture, image.grounding_size_px)
+  return PictureViews(patches, grid, small, (picture.height, picture.width))
 
 
 def noise_like(picture: Image.Image, image_bytes: bytes) -> Image.Image:
@@ -128,37 +168,34 @@ def make_example(
   """
   think_prompt = int(rng.integers(NUM_THINK_PROMPTS))
   user_text, target_text, tags = training_example(record.annotation, data.thinking, think_prompt)
-  prompt, image_size = make_prompt(
-    record.image, user_text, tokenizer, image, inference=False, blind=data.blind
-  )
+  views = picture_views(record.image, image, inference=False, blind=data.blind)
   max_tokens, max_patches = data.buckets[-1]
-  if len(prompt.patches) > max_patches:
-    raise ValueError(f"too many patches: {len(prompt.patches)} of at most {max_patches}")
-  num_visual = len(prompt.patches) // image.merge_size**2
-  input_ids, labels = encode_training(tokenizer, user_text, target_text, [num_visual], max_tokens)
+  if len(views.patches) > max_patches:
+    raise ValueError(f"too many patches: {len(views.patches)} of at most {max_patches}")
+  num_visual = num_visual_tokens(views.grid, image.merge_size)
+  ids, labels = encode_training(tokenizer, user_text, target_text, [num_visual], max_tokens)
 
-  positions = np.flatnonzero(np.asarray(input_ids) == tokenizer.seg_id)
+  input_ids = np.asarray(ids, np.int32)
+  positions = np.flatnonzero(input_ids == tokenizer.seg_id)
   if len(positions) != len(tags):
     raise ValueError(f"mask mentions: {len(positions)} [SEG] tokens for {len(tags)} object tags")
   chosen = choose_mentions(len(tags), data.num_objects, rng)
   objects = record.annotation["original_annotation"]["objects_anns"]
-  mask_size = image.grounding_size_px // 4
-  small = {
-    i: resize_nearest_numpy(
-      object_mask(segmentation_of(objects, tags[i]), image_size, tags[i]),
-      (mask_size, mask_size),
-      data.mask_resize,
+  mask_size = (image.grounding_size_px // 4,) * 2
+  masks = {
+    tag: small_object_mask(
+      segmentation_of(objects, tag), views.size, tag, mask_size, data.mask_resize
     )
-    for i in set(chosen)
+    for tag in dict.fromkeys(tags[i] for i in chosen)
   }
   return Example(
-    input_ids=np.asarray(input_ids, np.int32),
-    patches=prompt.patches,
-    grids=prompt.grids,
-    grounding_image=prompt.grounding_image,
+    input_ids=input_ids,
+    patches=views.patches,
+    grids=(views.grid,),
+    grounding_image=views.grounding_image,
     labels=np.asarray(labels, np.int32),
     seg_positions=positions[chosen].astype(np.int32),
-    masks=np.stack([small[i] for i in chosen]),
+    masks=np.stack([masks[tags[i]] for i in chosen]),
   )
 
 
@@ -186,39 +223,30 @@ def pad_inputs(
   Text is right-padded with id 0. `position_side` is the side of the learned position grid.
   """
   num_tokens, num_patches = bucket
-  text, vision, deltas = [], [], []
-  for s in samples:
-    pad = num_tokens - len(s.input_ids)
-    ids = np.pad(s.input_ids, (0, pad))
-    positions, delta = mrope_position_ids(
-      s.input_ids, list(s.grids), tokenizer.image_pad_id, image.merge_size
-    )
-    index = visual_index(s.input_ids, tokenizer.image_pad_id)
-    text.append(
-      TextInputs(
-        input_ids=ids,
-        token_mask=np.arange(num_tokens) < len(s.input_ids),
-        position_ids=np.pad(positions, ((0, 0), (0, pad))).astype(np.int32),
-        visual_index=np.pad(index, (0, pad), constant_values=-1).astype(np.int32),
-      )
-    )
-    layout = vision_layout(list(s.grids), num_patches, image.merge_size, position_side)
-    patches = np.pad(s.patches, ((0, num_patches - len(s.patches)), (0, 0)))
-    vision.append(VisionInputs(pixel_values=patches, **layout._asdict()))
-    deltas.append(delta)
-  stacked_text = TextInputs(
-    input_ids=np.stack([t.input_ids for t in text]),
-    token_mask=np.stack([t.token_mask for t in text]),
-    position_ids=np.stack([t.position_ids for t in text], axis=1),
-    visual_index=np.stack([t.visual_index for t in text]),
+  batch, values = len(samples), samples[0].patches.shape[1]
+  text = TextInputs(
+    input_ids=np.zeros((batch, num_tokens), np.int32),
+    token_mask=np.zeros((batch, num_tokens), bool),
+    position_ids=np.zeros((3, batch, num_tokens), np.int32),
+    visual_index=np.full((batch, num_tokens), -1, np.int32),
   )
-  return stacked_text, stack_vision(vision), np.asarray(deltas, np.int32)
-
-
-def stack_vision(samples: list[VisionInputs]) -> VisionInputs:
-  """Samples of equal size -> one batch."""
-  fields = VisionInputs.__dataclass_fields__
-  return VisionInputs(**{f: np.stack([getattr(s, f) for s in samples]) for f in fields})
+  pixel_values = np.zeros((batch, num_patches, values), np.uint8)
+  layouts, deltas = [], []
+  for row, s in enumerate(samples):
+    n, grids = len(s.input_ids), list(s.grids)
+    positions, delta = mrope_position_ids(
+      s.input_ids, grids, tokenizer.image_pad_id, image.merge_size
+    )
+    text.input_ids[row, :n] = s.input_ids
+    text.token_mask[row, :n] = True
+    text.position_ids[:, row, :n] = positions
+    text.visual_index[row, :n] = visual_index(s.input_ids, tokenizer.image_pad_id)
+    pixel_values[row, : len(s.patches)] = s.patches
+    layouts.append(vision_layout(grids, num_patches, image.merge_size, position_side))
+    deltas.append(delta)
+  layout = VisionLayout(*map(np.stack, zip(*layouts, strict=True)))
+  vision = VisionInputs(pixel_values=pixel_values, **layout._asdict())
+  return text, vision, np.asarray(deltas, np.int32)
 
 
 def collate(

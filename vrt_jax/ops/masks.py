@@ -11,6 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from pycocotools import mask as coco
 
+from vrt_jax.config import NearestMode
+from vrt_jax.ops.nearest import nearest_source
+
 
 class Rle(TypedDict):
   """A COCO run-length encoding in its normal form: counts is a compressed str."""
@@ -40,6 +43,25 @@ def decode_rle(rle: Mapping[str, Any]) -> Bool[np.ndarray, "Y X"]:
   runs = _checked_runs(rle, height * width)
   values = (np.arange(len(runs)) % 2).astype(bool)
   return np.ascontiguousarray(np.repeat(values, runs).reshape(width, height).T)
+
+
+def decode_rle_nearest(
+  rle: Mapping[str, Any], size: tuple[int, int], mode: NearestMode = "nearest"
+) -> Bool[np.ndarray, "Yo Xo"]:
+  """`resize_nearest_numpy(decode_rle(rle), size, mode)` without the dense mask.
+
+  The pixels that are read, in the order of the runs, divide into runs again: each run holds those
+  between its ends. Raises ValueError where the RLE is malformed.
+  """
+  height, width = rle_size(rle)
+  runs = _checked_runs(rle, height * width)
+  rows = nearest_source(height, size[0], mode)
+  columns, copies = np.unique(nearest_source(width, size[1], mode), return_inverse=True)
+  read = (columns[:, None] * height + rows).ravel()
+  ends = np.searchsorted(read, np.cumsum(runs))
+  values = (np.arange(len(runs)) % 2).astype(bool)
+  sampled = np.repeat(values, np.diff(ends, prepend=0))
+  return np.ascontiguousarray(sampled.reshape(len(columns), len(rows))[copies].T)
 
 
 def as_rle(mask: Mask) -> Rle:

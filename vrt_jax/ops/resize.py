@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 
 from vrt_jax.config import NearestMode
+from vrt_jax.ops.nearest import nearest_source
 
 BICUBIC_A = -0.75
 
@@ -68,17 +69,9 @@ def resize_bicubic(x: Float[Array, "*B Y X"], size: tuple[int, int]) -> Float[Ar
 def resize_nearest_numpy(
   mask: Shaped[np.ndarray, "*B Y X"], size: tuple[int, int], mode: NearestMode = "nearest"
 ) -> Shaped[np.ndarray, "*B Yo Xo"]:
-  """`F.interpolate(mask, size, mode=mode)` on the host.
-
-  Sample i reads floor(i * in / out), the first pixel of its cell, where the mode is "nearest", and
-  floor((i + 1/2) * in / out), the middle one, where it is "nearest-exact".
-  """
-  middle = mode == "nearest-exact"
-
-  def source(in_size: int, out_size: int) -> Int[np.ndarray, "out_size"]:
-    return (2 * np.arange(out_size) + middle) * in_size // (2 * out_size)
-
-  rows, columns = source(mask.shape[-2], size[0]), source(mask.shape[-1], size[1])
+  """`F.interpolate(mask, size, mode=mode)` on the host, see `nearest_source`."""
+  rows = nearest_source(mask.shape[-2], size[0], mode)
+  columns = nearest_source(mask.shape[-1], size[1], mode)
   return mask[..., rows[:, None], columns]
 
 
