@@ -125,17 +125,25 @@ def prepared_folder(data: str | os.PathLike, name: str) -> Path:
   `data` may be that folder, its parent or the `data_dir` of TFDS; of several versions the newest.
   Raises ValueError where there is none.
   """
-  folder = Path(data)
+  found = _found(Path(data), name)
+  if not found:
+    raise ValueError(
+      f"{data} holds no {name} data set: write one with python -m scripts.prepare_data, or give "
+      f"the TFRecord files themselves, as in '{data}/*.tfrecord'"
+    )
+  return max(found, key=_version_of)
+
+
+def is_prepared(data: str | os.PathLike, name: str) -> bool:
+  """Whether `prepared_folder` finds the data set `name` there."""
+  return bool(_found(Path(data), name))
+
+
+def _found(folder: Path, name: str) -> list[Path]:
   infos = [folder / "dataset_info.json"]
   for parent in (folder, folder / name):
     infos += (path for path in parent.glob("*/dataset_info.json") if _version_of(path.parent))
-  found = [path.parent for path in infos if path.is_file() and _name_of(path) == name]
-  if not found:
-    raise ValueError(
-      f"{folder} holds no {name} data set: write one with python -m scripts.prepare_data, or give "
-      f"the TFRecord files themselves, as in '{folder}/*.tfrecord'"
-    )
-  return max(found, key=_version_of)
+  return [path.parent for path in infos if path.is_file() and _name_of(path) == name]
 
 
 def _name_of(info: Path) -> Any:
