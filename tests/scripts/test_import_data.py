@@ -1,5 +1,6 @@
 """import_data: both record layouts, all problems at once, nothing half-written."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from scripts import import_data
+from scripts.annotations.questions import parse_entry
 from tests.own_data import (
   HEIGHT,
   WIDTH,
@@ -251,3 +253,11 @@ def test_bad_input_ends_with_one_line(folder, capsys):
   (line,) = lines("--format", "voc")
   assert "invalid choice 'voc'" in line
   assert sorted(os.listdir(folder)) == before
+
+
+def test_the_example_of_the_document_is_sound():
+  document = Path(__file__).resolve().parents[2] / "docs" / "data.md"
+  example = document.read_text().partition("```json\n")[2].partition("```")[0]
+  question, problems = parse_entry(json.loads(example))
+  assert problems == [] and question.objects["<obj2>"] == [23, 24]
+  assert set(json.loads(example)) == {field.name for field in dataclasses.fields(question)}
