@@ -58,7 +58,7 @@ def get_config(qwen: str = "4B") -> TrainConfig:
       batch_size=BATCH_SIZE,
       steps=NUM_SAMPLES // BATCH_SIZE,
       trainable="adapters",
-      remat=True,
+      remat="full",
     ),
     sft=SftLossConfig(),
     mesh=MeshConfig(data=1, fsdp=-1),

@@ -72,7 +72,6 @@ class Row:
 def our_stages(loaded, args: Args, generated: list[int]) -> tuple[dict[str, np.ndarray], str]:
   """The same stages in JAX for the text that PyTorch generated, and our own greedy text."""
   import jax
-  import jax.numpy as jnp
   from flax import nnx
 
   from converters.torch_stages import with_seg
@@ -101,7 +100,7 @@ def our_stages(loaded, args: Args, generated: list[int]) -> tuple[dict[str, np.n
     tokens, deepstack = model.qwen.visual(vision, model.dtype)
     embeds, _ = model.qwen.embed_multimodal(text, vision, model.dtype)
     segments = text.token_mask.astype(np.int32)
-    mask = AttentionMask(segments, segments, jnp.arange(len(ids)))
+    mask = AttentionMask.causal(segments, segments)
     states, _ = model.qwen.language_model.hidden_states(
       embeds, text.position_ids, mask, deepstack, text.visual_index
     )

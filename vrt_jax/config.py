@@ -10,6 +10,7 @@ from typing import Literal, TypeVar, get_type_hints
 T = TypeVar("T")
 NearestMode = Literal["nearest", "nearest-exact"]
 """Of resizing without interpolation, in torch's words."""
+Remat = Literal["none", "linears", "full"]
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,9 @@ class OptimConfig:
   """Steps with a non-finite loss or gradient change nothing; the run stops after so many."""
   trainable: Literal["adapters", "all"] = "adapters"
   """adapters: LoRA, text_hidden_fcs and the mask decoder; all: every parameter."""
-  remat: bool = False
-  """Recompute text layers in the backward pass."""
+  remat: Remat = "none"
+  """What a text layer computes again in the backward pass: nothing ("none"), all but the results of
+  its linear layers and attention ("linears"), all but attention ("full")."""
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,8 @@ def test_padding_changes_nothing():
   assert np.isfinite(np.asarray(long)).all()
 
 
-def test_remat_keeps_loss_and_gradients():
+@pytest.mark.parametrize("remat", ["full", "linears"])
+def test_remat_keeps_loss_and_gradients(remat):
   """With LoRA dropout, whose masks the backward pass has to draw again."""
   text, _ = make_inputs()
   graphdef, lora, frozen = nnx.split(build(lora_rank=2), nnx.LoRAParam, ...)
@@ -170,11 +171,11 @@ def test_remat_keeps_loss_and_gradients():
     hidden = model(text, None, remat=remat, dropout_key=key)
     return jnp.mean(jnp.where(text.token_mask[:, :, None], hidden, 0) ** 2)
 
-  plain, remat = (
+  plain, again = (
     jax.jit(jax.value_and_grad(lambda *args, r=r: loss(*args, r)))(lora, frozen)
-    for r in (False, True)
+    for r in ("none", remat)
   )
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, remat)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, again)
   leaves = jax.tree.leaves(plain[1])
   assert len(leaves) == 14  # A and B of seven linears, stacked over layers
   assert all(float(jnp.abs(leaf).max(axis=(1, 2)).min()) > 0 for leaf in leaves)

@@ -97,7 +97,7 @@ def prefill(
   cache = KVCache.zeros(model.config.text, b, t + max_new_tokens, model.dtype)
   segments = text.token_mask.astype(jnp.int32)
   kv_segments = jnp.pad(segments, ((0, 0), (0, max_new_tokens)))
-  mask = AttentionMask(segments, kv_segments, jnp.arange(t))
+  mask = AttentionMask.causal(segments, kv_segments)
   hidden, cache = language.hidden_states(
     embeds, text.position_ids, mask, deepstack, text.visual_index, cache, 0
   )

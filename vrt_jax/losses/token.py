@@ -5,10 +5,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int32
 
+from vrt_jax.ops.sharding import constrain_batch, gathered, rows_per_device
 from vrt_jax.types import IGNORE_INDEX
 
-LOGIT_BYTES = 64 * 2**20
-"""Target size of one chunk of float32 logits."""
+LOGIT_BYTES = 128 * 2**20
+"""Target size of one chunk of float32 logits on a device."""
+MIN_CHUNK = 8
 
 
 def token_logps(
@@ -17,24 +19,31 @@ def token_logps(
   """log p(tokens[t] | hidden[t]) in float32.
 
   `hidden` is the output of the final norm, `head` the output embedding. Chunks of positions are
-  mapped one after the other and recomputed in the backward pass.
+  mapped one after the other and recomputed in the backward pass; the batch stays divided over the
+  mesh, and the head is gathered once.
   """
-  b, t, d = hidden.shape
-  rows = b * t
-  chunk = max(8, min(rows, LOGIT_BYTES // (4 * head.shape[0])))
-  num_chunks = -(-rows // chunk)
-  pad = num_chunks * chunk - rows
-  flat = jnp.pad(hidden.reshape(rows, d), ((0, pad), (0, 0))).reshape(num_chunks, chunk, d)
-  ids = jnp.pad(tokens.reshape(rows), (0, pad)).reshape(num_chunks, chunk)
+  b, t, _ = hidden.shape
+  chunk = min(t, max(MIN_CHUNK, LOGIT_BYTES // (4 * head.shape[0] * rows_per_device(b))))
+  num_chunks = -(-t // chunk)
+  chunk = -(-t // num_chunks)
+  pad = num_chunks * chunk - t
+  head = gathered(head.astype(hidden.dtype), tensor_axis=0)
+
+  def chunks(x: Array) -> Array:
+    """[B, T, ..] -> [chunks, B, Tc, ..]."""
+    x = jnp.pad(x, ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2)))
+    x = jnp.moveaxis(x.reshape(b, num_chunks, chunk, *x.shape[2:]), 1, 0)
+    return constrain_batch(x, axis=1)
 
   @jax.checkpoint
   def chunk_logps(xs: tuple[Array, Array]) -> Array:
     x, token = xs
-    logits = jnp.einsum("td,vd->tv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
-    picked = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+    logits = jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32)
+    picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
     return picked - jax.nn.logsumexp(logits, axis=-1)
 
-  return jax.lax.map(chunk_logps, (flat, ids)).reshape(-1)[:rows].reshape(b, t)
+  logps = jax.lax.map(chunk_logps, (chunks(hidden), chunks(tokens)))  # [chunks, B, Tc]
+  return jnp.moveaxis(logps, 0, 1).reshape(b, -1)[:, :t]
 
 
 def cross_entropy(

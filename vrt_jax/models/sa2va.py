@@ -7,7 +7,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int32, Key, UInt8
 
-from vrt_jax.config import ModelConfig
+from vrt_jax.config import ModelConfig, Remat
 from vrt_jax.models.layers import Linear, ShapeRngs
 from vrt_jax.models.qwen3_vl.model import Qwen3VL
 from vrt_jax.models.sam2.model import MaskOutput, Sam2
@@ -63,7 +63,7 @@ class Sa2VA(nnx.Module):
     return self.sam2.decode_masks(features, self.language_embeddings(seg_hidden))
 
   def __call__(
-    self, batch: Batch, *, dropout_key: Key[Array, ""] | None = None, remat: bool = False
+    self, batch: Batch, *, dropout_key: Key[Array, ""] | None = None, remat: Remat = "none"
   ) -> Sa2VAOutput:
     hidden = self.qwen(
       batch.text, batch.vision, dropout_key=dropout_key, remat=remat, dtype=self.dtype

@@ -1,7 +1,8 @@
 """Scaled dot-product attention with grouped heads that never holds a [T, S] score matrix.
 
-Queries are processed in chunks against all keys; a chunk's scores are recomputed in the backward
-pass, so memory grows with chunk * S.
+On TPUs long sequences go through the splash kernel. Elsewhere queries are processed in chunks
+against all keys; a chunk's scores are recomputed in the backward pass, so memory grows with
+chunk * S.
 """
 
 import jax
@@ -9,6 +10,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jaxtyping import Bool, Float, Int32
+
+from vrt_jax.ops.sharding import on_tpu
+from vrt_jax.ops.splash import splash
 
 MAX_UNCHUNKED = 1024
 QUERY_CHUNK = 256
@@ -25,6 +29,15 @@ class AttentionMask:
   kv_segments: Int32[Array, "B S"]
   q_slots: Int32[Array, "T"] | None = None
   """Slot of each query in key order; with it attention is causal: key slot <= query slot."""
+  from_start: bool = struct.field(pytree_node=False, default=False)
+  """Whether query i is known to have slot i, so that a kernel may skip blocks."""
+
+  @classmethod
+  def causal(
+    cls, q_segments: Int32[Array, "B T"], kv_segments: Int32[Array, "B S"]
+  ) -> "AttentionMask":
+    """Query i looks at keys 0 .. i of its segment."""
+    return cls(q_segments, kv_segments, jnp.arange(q_segments.shape[1]), from_start=True)
 
   def chunk(self, start: Array, size: int) -> "AttentionMask":
     """The mask of queries start .. start + size - 1."""
@@ -64,6 +77,10 @@ def attention(
   q = q.reshape(b, t, num_kv, n // num_kv, h)
   if t <= MAX_UNCHUNKED:
     return _attend(q, k, v, mask, scale).reshape(b, t, n, h)
+  if on_tpu() and (mask is None or mask.q_slots is None or mask.from_start):
+    segments = (None, None) if mask is None else (mask.q_segments, mask.kv_segments)
+    causal = mask is not None and mask.from_start
+    return splash(q.reshape(b, t, n, h), k, v, *segments, causal)
 
   num_chunks = -(-t // QUERY_CHUNK)
   pad = num_chunks * QUERY_CHUNK - t

@@ -6,10 +6,11 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Key
 
-from vrt_jax.config import ModelConfig
+from vrt_jax.config import ModelConfig, Remat
 from vrt_jax.models.qwen3_vl.text import TextDecoder, gather_visual
 from vrt_jax.models.qwen3_vl.vision import VisionTower
 from vrt_jax.ops.attention import AttentionMask
+from vrt_jax.ops.sharding import constrain_batch
 from vrt_jax.types import TextInputs, VisionInputs
 
 
@@ -34,7 +35,7 @@ class Qwen3VL(nnx.Module):
     visual_tokens, deepstack = self.visual(vision, dtype)
     is_visual = text.visual_index[:, :, None] >= 0
     visual = gather_visual(visual_tokens, text.visual_index)
-    return jnp.where(is_visual, visual, inputs_embeds), deepstack
+    return constrain_batch(jnp.where(is_visual, visual, inputs_embeds)), deepstack
 
   def __call__(
     self,
@@ -42,13 +43,13 @@ class Qwen3VL(nnx.Module):
     vision: VisionInputs | None,
     *,
     dropout_key: Key[Array, ""] | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
     dtype: DTypeLike = jnp.float32,
   ) -> Float[Array, "B T D"]:
     """The full forward pass; rows of padding tokens carry no meaning."""
     inputs_embeds, deepstack = self.embed_multimodal(text, vision, dtype)
     segments = text.token_mask.astype(jnp.int32)
-    mask = AttentionMask(segments, segments, jnp.arange(segments.shape[1]))
+    mask = AttentionMask.causal(segments, segments)
     hidden_states, _ = self.language_model.hidden_states(
       inputs_embeds,
       text.position_ids,

@@ -7,13 +7,23 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float, Int32, Key
 
-from vrt_jax.config import LoraConfig, TextConfig
+from vrt_jax.config import LoraConfig, Remat, TextConfig
 from vrt_jax.models.layers import Embedding, Linear, LoraLinear, RMSNorm, stack
 from vrt_jax.ops.attention import AttentionMask, attention
 from vrt_jax.ops.rope import apply_rope, mrope_cos_sin
+from vrt_jax.ops.sharding import constrain_batch, gathered
+from vrt_jax.ops.splash import RESIDUALS
 
 Rope = tuple[Array, Array]
 LINEARS_PER_LAYER = 7
+_KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
+REMAT_POLICIES = {
+  "full": _KEEP_ATTENTION,
+  "linears": jax.checkpoint_policies.save_from_both_policies(
+    _KEEP_ATTENTION, jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  ),
+}
+"""What `jax.checkpoint` keeps, by `OptimConfig.remat`; of attention only where it is a kernel."""
 
 
 @struct.dataclass
@@ -158,8 +168,11 @@ class TextDecoder(nnx.Module):
     self.lm_head = None if tied else Linear(d, v, bias=False, axes=axes, rngs=rngs)
 
   def embed(self, input_ids: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Token embeddings in the dtype of the table."""
-    return self.embed_tokens(input_ids)
+    """Token embeddings in the dtype of the table.
+
+    A divided table is read where it lies, by the ids of all devices, instead of being gathered.
+    """
+    return constrain_batch(self.embed_tokens(gathered(input_ids)))
 
   def final_norm(self, hidden_states: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """The last RMSNorm, which `hidden_states` leaves out."""
@@ -186,14 +199,14 @@ class TextDecoder(nnx.Module):
     cache_slot: ArrayLike = 0,
     *,
     dropout_key: Key[Array, ""] | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
   ) -> tuple[Float[Array, "B T D"], KVCache | None]:
     """Output of the last layer before the final norm, and the cache with the T new slots.
 
     With a cache the keys and values go to slots cache_slot .. cache_slot + T - 1 of every row and
     `mask` covers all S slots; without one it covers the T inputs. DeepStack features k are added
     after layer k at positions with `visual_index` >= 0. `dropout_key` turns LoRA dropout on,
-    `remat` recomputes each layer in the backward pass.
+    `remat` says what the backward pass computes again (OptimConfig).
 
     Raises ValueError where `deepstack` comes without `visual_index`.
     """
@@ -204,7 +217,7 @@ class TextDecoder(nnx.Module):
     graphdef, state = nnx.split(self.layers)
 
     def body(carry, layer_inputs):
-      x, cache = carry
+      x, cache = constrain_batch(carry[0]), carry[1]
       layer_state, layer, key = layer_inputs
       cached = None if cache is None else _CacheSlice(cache, layer, cache_slot)
       x, cache = nnx.merge(graphdef, layer_state)(x, rope, mask, cached, key)
@@ -212,8 +225,8 @@ class TextDecoder(nnx.Module):
         x = _add_deepstack(x, deepstack, visual_index, layer)
       return (x, cache), None
 
-    if remat:
-      body = jax.checkpoint(body, prevent_cse=False)
+    if remat != "none":
+      body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[remat])
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_layers)
     carry, _ = jax.lax.scan(
       body, (inputs_embeds, cache), (state, jnp.arange(config.num_layers), keys)

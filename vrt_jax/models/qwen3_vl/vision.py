@@ -12,6 +12,7 @@ from vrt_jax.config import VisionConfig
 from vrt_jax.models.layers import Embedding, LayerNorm, Linear, gelu_exact, gelu_tanh, stack
 from vrt_jax.ops.attention import AttentionMask, attention
 from vrt_jax.ops.rope import apply_rope, vision_cos_sin
+from vrt_jax.ops.sharding import constrain_batch
 from vrt_jax.types import VisionInputs
 
 NORM_EPS = 1e-6
@@ -153,6 +154,7 @@ class VisionTower(nnx.Module):
     def body(carry, layer):
       x, taps = carry
       block_state, slot = layer
+      x = constrain_batch(x)
       x = nnx.merge(graphdef, block_state)(x, rope, mask)
       if num_taps:
         taps = taps.at[slot].set(x, mode="drop")

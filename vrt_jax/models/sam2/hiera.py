@@ -12,10 +12,13 @@ from vrt_jax.models.layers import LayerNorm, Linear, gelu_exact, param
 from vrt_jax.models.sam2.transformer import MLP
 from vrt_jax.ops.attention import attention
 from vrt_jax.ops.resize import resize_bicubic
+from vrt_jax.ops.sharding import constrain_batch
 
 NORM_EPS = 1e-6
 PATCH_STRIDE = 4
 PATCH_KERNEL = 7
+MIN_SCANNED = 4
+"""Length of a run of equal blocks from which on it is a loop."""
 
 
 def max_pool_2x2(x: Float[Array, "B Y X D"]) -> Float[Array, "B Y/2 X/2 D"]:
@@ -76,8 +79,9 @@ class MultiScaleAttention(nnx.Module):
   def __init__(self, features: int, out_features: int, num_heads: int, pool: bool, rngs: nnx.Rngs):
     self.num_heads = num_heads
     self.pool = pool
-    self.qkv = Linear(features, 3 * out_features, rngs=rngs)
-    self.proj = Linear(out_features, out_features, rngs=rngs)
+    axes = ("vision_heads", "vision_embed")
+    self.qkv = Linear(features, 3 * out_features, axes=axes, rngs=rngs)
+    self.proj = Linear(out_features, out_features, axes=axes[::-1], rngs=rngs)
 
   def __call__(self, x: Float[Array, "B Y X D"]) -> Float[Array, "B Yo Xo Do"]:
     q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
@@ -102,8 +106,10 @@ class MultiScaleBlock(nnx.Module):
     self.norm1 = LayerNorm(features, NORM_EPS, rngs)
     self.attn = MultiScaleAttention(features, out_features, num_heads, pool, rngs)
     self.norm2 = LayerNorm(out_features, NORM_EPS, rngs)
-    self.mlp = MLP((out_features, 4 * out_features, out_features), gelu_exact, rngs=rngs)
-    self.proj = Linear(features, out_features, rngs=rngs) if pool else None
+    sizes, axes = (out_features, 4 * out_features, out_features), ("vision_embed", "vision_mlp")
+    self.mlp = MLP(sizes, gelu_exact, axes=(*axes, axes[0]), rngs=rngs)
+    axes = ("vision_heads", "vision_embed")
+    self.proj = Linear(features, out_features, axes=axes, rngs=rngs) if pool else None
 
   def __call__(self, x: Float[Array, "B Y X D"]) -> Float[Array, "B Yo Xo Do"]:
     h = self.norm1(x)
@@ -137,6 +143,7 @@ class Hiera(nnx.Module):
         heads = config.num_heads * 2**stage
         blocks.append(MultiScaleBlock(d * 2**before, d * 2**stage, heads, window, rngs))
     self.blocks = nnx.List(blocks)
+    self.runs = _runs([(block.window, block.proj is None) for block in blocks])
 
   def positions(self, size: tuple[int, int]) -> Float[Array, "Y X D"]:
     """Bicubic background plus the tiled window embedding, float32."""
@@ -149,8 +156,30 @@ class Hiera(nnx.Module):
     x = self.patch_embed(image)
     x = x + self.positions(x.shape[1:3]).astype(x.dtype)
     stages = []
-    for i, block in enumerate(self.blocks):
-      x = block(x)
-      if i in self.stage_ends:
+    for start, stop in self.runs:
+      x = constrain_batch(_run_blocks(self.blocks[start:stop], x))
+      if stop - 1 in self.stage_ends:
         stages.append(x)
     return stages
+
+
+def _runs(kinds: list[tuple[int, bool]]) -> tuple[tuple[int, int], ...]:
+  """(start, stop) of runs of equal blocks: of the same window, none that pools among them."""
+  runs: list[tuple[int, int]] = []
+  for i, (window, same_width) in enumerate(kinds):
+    if i and same_width and kinds[i - 1] == (window, True):
+      runs[-1] = (runs[-1][0], i + 1)
+    else:
+      runs.append((i, i + 1))
+  return tuple(runs)
+
+
+def _run_blocks(blocks: list[MultiScaleBlock], x: Float[Array, "B Y X D"]) -> Array:
+  """The blocks one after the other; a long run of equal ones is compiled once."""
+  if len(blocks) < MIN_SCANNED:
+    for block in blocks:
+      x = block(x)
+    return x
+  graphdef = nnx.split(blocks[0])[0]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.state(b) for b in blocks])
+  return jax.lax.scan(lambda x, state: (nnx.merge(graphdef, state)(x), None), x, stacked)[0]

@@ -20,13 +20,22 @@ NORM_EPS = 1e-5
 
 
 class MLP(nnx.Module):
-  """(.., sizes[0]) -> (.., sizes[-1]): linear layers with an activation between (sam2 MLP)."""
+  """(.., sizes[0]) -> (.., sizes[-1]): linear layers with an activation between (sam2 MLP).
+
+  `axes` are the logical names of the sizes.
+  """
 
   def __init__(
-    self, sizes: tuple[int, ...], activation: Callable[[Array], Array], *, rngs: nnx.Rngs
+    self,
+    sizes: tuple[int, ...],
+    activation: Callable[[Array], Array],
+    *,
+    axes: tuple[str, ...] | None = None,
+    rngs: nnx.Rngs,
   ):
-    pairs = itertools.pairwise(sizes)
-    self.layers = nnx.List([Linear(a, b, rngs=rngs) for a, b in pairs])
+    names = axes or (None,) * len(sizes)
+    pairs = zip(itertools.pairwise(sizes), itertools.pairwise(names), strict=True)
+    self.layers = nnx.List([Linear(a, b, axes=(n, m), rngs=rngs) for (a, b), (m, n) in pairs])
     self.activation = activation
 
   def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:

@@ -1,0 +1,59 @@
+"""Where activations live inside a jitted function: the batch over the mesh that `jax.set_mesh` set.
+
+Without a mesh every function here gives its argument back, so models need not know of one.
+"""
+
+import jax
+from jax import Array
+from jax.sharding import AbstractMesh, PartitionSpec
+
+BATCH_AXES = ("data", "fsdp")
+TENSOR_AXIS = "tensor"
+
+
+def ambient_mesh() -> AbstractMesh | None:
+  """The mesh of `jax.set_mesh`, None without one or on a single device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def on_tpu() -> bool:
+  """Whether the program that is traced is for TPUs: those of `jax.set_mesh`, or the default."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.abstract_device is None:
+    return jax.default_backend() == "tpu"
+  return mesh.abstract_device.platform == "tpu"
+
+
+def batch_axes(mesh: AbstractMesh, size: int) -> tuple[str, ...] | None:
+  """The mesh axes that a batch of `size` is divided over; None where they do not divide it."""
+  parts = mesh.shape[BATCH_AXES[0]] * mesh.shape[BATCH_AXES[1]]
+  return BATCH_AXES if size % parts == 0 else None
+
+
+def rows_per_device(size: int) -> int:
+  """How many rows of a batch of `size` a device has."""
+  mesh = ambient_mesh()
+  if mesh is None or batch_axes(mesh, size) is None:
+    return size
+  return size // (mesh.shape[BATCH_AXES[0]] * mesh.shape[BATCH_AXES[1]])
+
+
+def constrain_batch(x: Array, axis: int = 0) -> Array:
+  """`x` with dimension `axis` divided over the mesh and the others whole on every device."""
+  mesh = ambient_mesh()
+  if mesh is None:
+    return x
+  spec = PartitionSpec(*[None] * axis, batch_axes(mesh, x.shape[axis]))
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def gathered(x: Array, tensor_axis: int | None = None) -> Array:
+  """`x` whole on every device, but for `tensor_axis`, which the tensor axis may divide."""
+  mesh = ambient_mesh()
+  if mesh is None:
+    return x
+  spec: list[str | None] = [None] * x.ndim
+  if tensor_axis is not None and x.shape[tensor_axis] % mesh.shape[TENSOR_AXIS] == 0:
+    spec[tensor_axis] = TENSOR_AXIS
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
