@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from eval.report import write_report
 from vrt_jax import cli
-from vrt_jax.data.records import read_eval_records
+from vrt_jax.data.sources import eval_source
 from vrt_jax.data.trace import mentions
 from vrt_jax.evaluate import headline, sample_result
 from vrt_jax.metrics import PredictedMask, score_samples, write_results
@@ -31,7 +31,7 @@ class ScoreConfig:
   predictions: Path
   """A ver_evaluation_results.json or JSON lines."""
   data: str
-  """Path or glob of the VRT-Eval TFRecord files."""
+  """Path or glob of the VRT-Eval TFRecord files, or the folder of a prepared set."""
   out: Path
   """Folder for ver_evaluation_results.json and report.html."""
   subset: bool = False
@@ -75,7 +75,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
   predictions, header = load_predictions(config.predictions)
   samples, images = [], {}
   missing = []
-  for record in tqdm(read_eval_records(config.data), desc="reading", unit=" samples"):
+  for record in tqdm(eval_source(config.data), desc="reading", unit=" samples"):
     if record.key not in predictions:
       missing.append(record.key)
       continue

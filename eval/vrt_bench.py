@@ -21,7 +21,8 @@ from tqdm import tqdm
 from eval.report import write_report
 from vrt_jax import cli
 from vrt_jax.config import EvalConfig
-from vrt_jax.data.records import EvalRecord, read_eval_records
+from vrt_jax.data.records import EvalRecord
+from vrt_jax.data.sources import eval_source
 from vrt_jax.evaluate import evaluate, headline
 from vrt_jax.generate.predictor import Predictor, Request, prompt_bucket
 from vrt_jax.model_directory import Loaded, load
@@ -40,7 +41,7 @@ class Args:
   """Generates and scores VRT-Eval records."""
 
   data: str
-  """Path or glob of the VRT-Eval TFRecord files."""
+  """Path or glob of the VRT-Eval TFRecord files, or the folder of a prepared set."""
   out: Path
   """Folder for the results file, the report and the pictures."""
   checkpoint: str = "shapes"
@@ -108,7 +109,8 @@ def bench(args: Args) -> dict[str, Any]:
     ValueError: the model directory, the data or a record cannot be used.
   """
   thinking = not args.no_thinking
-  records = list(read_eval_records(args.data))[: args.num_samples or None]
+  source = eval_source(args.data)
+  records = [source[i] for i in range(min(args.num_samples or len(source), len(source)))]
   loaded = load(args.checkpoint)
   sizes = prompt_sizes(loaded, records, thinking)
   config = EvalConfig(

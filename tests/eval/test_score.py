@@ -12,6 +12,7 @@ from PIL import Image
 from eval.report import write_report
 from eval.score import ScoreConfig, load_predictions, score
 from vrt_jax.data.records import EvalRecord, TFRecordWriter, serialize_eval
+from vrt_jax.data.tfds_builders import VrtEval, build
 from vrt_jax.ops.masks import encode_rle
 
 TEXT = (
@@ -74,6 +75,13 @@ def test_json_lines_are_scored_and_reported(tmp_path, data):
   assert "<script>" not in page and "&lt;script&gt;" in page
   assert page.count("data:image/jpeg;base64,") == 2 and "&lt;think&gt;" in page
   assert page.index("<p class='ci'>b ") < page.index("<p class='ci'>a ")
+
+
+def test_a_prepared_set_scores_as_its_files(tmp_path, data):
+  lines = [prediction("b", right=False), prediction("a")]
+  expected = score(config(tmp_path, data, lines))["metrics"]
+  build(VrtEval, str(data), tmp_path / "sets")
+  assert score(config(tmp_path, tmp_path / "sets", lines))["metrics"] == expected
 
 
 def test_a_results_file_scores_to_itself(tmp_path, data):
