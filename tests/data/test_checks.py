@@ -32,6 +32,7 @@ def with_candidate(**fields: object) -> TrainRecord:
   return tiny.with_annotation(record, "bad", generated_ver_data={"candidates": [candidate]})
 
 
+SIZE = list(picture_size(tiny.train_record(0).image))
 BAD = {
   "no candidates": lambda: tiny.with_annotation(tiny.train_record(0), "k", generated_ver_data={}),
   "missing text": lambda: with_candidate(reasoning=None),
@@ -43,7 +44,7 @@ BAD = {
   "aspect ratio": lambda: with_picture(encoded(picture(402, 2))),
   "mask size": lambda: with_object({"segmentation": encode_rle(np.ones((3, 3)))}),
   "bad mask": lambda: with_object({"caption": "no mask"}),
-  "RLE": lambda: with_object({"segmentation": {"size": [1, 2], "counts": [5]}}),
+  "RLE": lambda: with_object({"segmentation": {"size": SIZE, "counts": [5]}}),
 }
 
 
