@@ -1,14 +1,36 @@
 """Mesh, placement and compile counting."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
 from tests import tiny
 from vrt_jax.config import MeshConfig
-from vrt_jax.runtime import LOGICAL_AXES, CompileCounter, make_mesh, param_shardings, put_batch
+from vrt_jax.runtime import (
+  LOGICAL_AXES,
+  CompileCounter,
+  batch_parts,
+  data_share,
+  fetch,
+  largest,
+  make_mesh,
+  mesh_axes,
+  param_shardings,
+  put_batch,
+  put_whole_batch,
+  replicate,
+  start_processes,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_mesh_takes_what_is_left():
@@ -21,17 +43,115 @@ def test_mesh_takes_what_is_left():
 def test_every_parameter_has_a_place_and_known_axes():
   state = nnx.state(tiny.random_model(tiny.train_config().model))
   shardings = param_shardings(state, make_mesh(MeshConfig()))
-  flat = dict(nnx.to_flat_state(shardings))
-  query = flat[("qwen", "language_model", "layers", "self_attn", "q_proj", "weight")].get_value()
-  assert query.spec == PartitionSpec(None, "tensor", "fsdp")  # stacked layers lead
+  assert all(x.mesh.axis_names == ("data", "fsdp", "tensor") for x in jax.tree.leaves(shardings))
   for _, variable in nnx.to_flat_state(state):
     assert set(variable.get_metadata().get("axes", ())) <= set(LOGICAL_AXES)
 
 
-def test_put_batch_divides_the_batch_axis():
-  placed = put_batch(tiny.batch(), make_mesh(MeshConfig()))
-  assert placed.text.input_ids.sharding.spec == PartitionSpec(("data", "fsdp"))
-  assert placed.text.position_ids.sharding.spec == PartitionSpec(None, ("data", "fsdp"))
+def test_a_mesh_axis_divides_what_it_fits():
+  sizes = {"data": 1, "fsdp": 2, "tensor": 4}
+  assert mesh_axes(("heads", "embed"), (3, 8, 6), sizes) == [None, "tensor", "fsdp"]
+  assert mesh_axes(("heads", "embed"), (6, 6), sizes) == [None, "fsdp"]  # 6 heads on 4 devices
+  assert mesh_axes((None,), (8,), sizes) == [None]
+
+
+def test_batches_and_keys_on_the_mesh():
+  mesh = make_mesh(MeshConfig())
+  batch = tiny.batch()
+  for put in (put_batch, put_whole_batch):
+    placed = put(batch, mesh)
+    assert placed.text.input_ids.sharding.spec == PartitionSpec(("data", "fsdp"))
+    assert placed.text.position_ids.sharding.spec == PartitionSpec(None, ("data", "fsdp"))
+    jax.tree.map(np.testing.assert_array_equal, fetch(placed), batch)
+  key = replicate(jax.random.key(3), mesh)
+  assert jax.random.bits(key) == jax.random.bits(jax.random.key(3))
+
+
+def test_one_process_is_leader_and_has_every_row():
+  mesh = make_mesh(MeshConfig())
+  assert data_share(mesh) == (0, 1)
+  assert batch_parts(mesh) == jax.device_count()
+  assert largest(3) == 3
+
+
+def test_bad_process_variables(monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+  start_processes()  # asked to stay alone
+  monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+  with pytest.raises(ValueError, match=r"needs a number in JAX_PROCESS_ID, which is None"):
+    start_processes()
+  monkeypatch.setenv("JAX_PROCESS_ID", "first")
+  with pytest.raises(ValueError, match=r"needs a number in JAX_PROCESS_ID, which is 'first'"):
+    start_processes()
+
+
+EIGHT = """
+import jax, numpy as np
+from vrt_jax.config import MeshConfig
+from vrt_jax.runtime import data_share, make_mesh
+
+mesh = make_mesh(MeshConfig(data=4, fsdp=2, tensor=1, slices=2))
+assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+ids = np.vectorize(lambda d: d.id)(mesh.devices)
+assert set(ids[:2].flat) == {0, 1, 2, 3}, ids  # a slice has half of the data axis
+wrong = {
+  MeshConfig(data=2, fsdp=4, slices=4): "mesh.slices 4 does not divide the data axis 2",
+  MeshConfig(data=3): "mesh (3, 1, 1) (data, fsdp, tensor) does not fit 8 devices",
+  MeshConfig(data=0): "mesh sizes (0, 1, 1) and mesh.slices 1 must be positive",
+  MeshConfig(slices=0): "mesh sizes (-1, 1, 1) and mesh.slices 0 must be positive",
+}
+for config, message in wrong.items():
+  try:
+    make_mesh(config)
+  except ValueError as error:
+    assert str(error) == message, error
+  else:
+    raise AssertionError(config)
+
+
+class Device:
+  platform = device_kind = "fake"
+
+  def __init__(self, number, process, slice_index):
+    self.id, self.process_index, self.slice_index = number, process, slice_index
+
+
+def fake(processes):
+  jax.process_index = lambda: 1
+  grid = np.array([Device(i, p, 0) for i, p in enumerate(np.ravel(processes))])
+
+  class Fake:
+    devices = grid.reshape(np.shape(processes))
+    shape = dict(zip(("data", "fsdp", "tensor"), np.shape(processes)))
+
+  return Fake
+
+
+assert data_share(fake([[[0], [0]], [[1], [1]]])) == (1, 2)
+assert data_share(fake([[[0, 1]], [[0, 1]]])) == (0, 1)  # joined by the tensor axis
+assert data_share(fake([[[2], [1]], [[2], [1]]])) == (1, 2)  # every other row
+try:
+  data_share(fake([[[0, 1]], [[1, 1]], [[0, 0]]]))
+except ValueError as error:
+  assert "share parts of a batch unequally" in str(error)
+else:
+  raise AssertionError
+jax.devices = lambda: [Device(i, 0, i // 4) for i in range(8)]
+try:
+  make_mesh(MeshConfig(slices=4))
+except ValueError as error:
+  assert str(error) == "mesh.slices is 4, but there are 2 slices"
+else:
+  raise AssertionError
+"""
+
+
+def test_slices_and_shares_on_eight_devices():
+  environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+  done = subprocess.run(
+    [sys.executable, "-c", EIGHT], cwd=ROOT, env=environment, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
 
 
 def test_compile_counter_sees_compilations_until_it_is_closed():

@@ -13,6 +13,7 @@ from vrt_jax.data.records import EvalRecord
 from vrt_jax.draw import draw_overlay
 from vrt_jax.generate.predictor import Prediction, Predictor, Request
 from vrt_jax.metrics.results import PredictedMask, SampleResult, score_samples, write_results
+from vrt_jax.runtime import is_leader
 
 HEADLINE = {"R-LQ": "reasoning_lq", "R-SQ": "reasoning_sq", "A-mIoU": "answer_miou"}
 """The three published numbers, by their names in the results file."""
@@ -66,15 +67,17 @@ def evaluate(
 
   Records are generated in `order` (indices, so that a batch holds prompts of like size) and
   reported in their own. Returns the content of the results file. The first `config.num_pictures`
-  records are drawn.
+  records are drawn. Of several processes, which all call this, one writes.
   """
-  out_dir.mkdir(parents=True, exist_ok=True)
+  writes = is_leader()
+  if writes:
+    out_dir.mkdir(parents=True, exist_ok=True)
   order = range(len(records)) if order is None else order
   samples: dict[int, SampleResult] = {}
   for i, prediction in _predictions(predictor, records, order, description):
     record = records[i]
     samples[i] = sample_result(record, prediction.text, prediction.objects(), thinking)
-    if i < config.num_pictures:
+    if writes and i < config.num_pictures:
       picture = Image.open(io.BytesIO(record.image)).convert("RGB")
       overlay = draw_overlay(
         picture, record.question, prediction.text, prediction.mentions, prediction.masks
@@ -82,7 +85,8 @@ def evaluate(
       overlay.save(out_dir / f"{i + 1:03d}.png")
   in_order = [samples[i] for i in range(len(records))]
   results = score_samples(in_order, config_hash, model_path=model_path)
-  write_results(results, out_dir)
+  if writes:
+    write_results(results, out_dir)
   return results
 
 
@@ -91,7 +95,13 @@ def _predictions(
 ) -> Iterator[tuple[int, Prediction]]:
   """(index of the record, its prediction), with a progress bar."""
   requests = [Request(records[i].image, records[i].question) for i in order]
-  bar = tqdm(predictor.predict(requests), total=len(order), desc=description, unit="sample")
+  bar = tqdm(
+    predictor.predict(requests),
+    total=len(order),
+    desc=description,
+    unit="sample",
+    disable=not is_leader(),
+  )
   yield from zip(order, bar, strict=True)
 
 

@@ -31,6 +31,7 @@ from vrt_jax.models.layers import ShapeRngs
 from vrt_jax.models.lora import merge_lora
 from vrt_jax.models.sa2va import Sa2VA, abstract_sa2va
 from vrt_jax.models.sam2.model import Sam2
+from vrt_jax.runtime import barrier, is_leader
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nnx.Module)
@@ -120,7 +121,7 @@ def load_sam2(path: str) -> Sam2:
 def _restore(params: Path, model: M, dtype: str, part: str = "") -> M:
   """An abstract model with values; `part` is its name in the checkpoint, "" for the whole of it."""
   graphdef, state = nnx.split(model)
-  here = SingleDeviceSharding(jax.devices()[0])  # not the devices that wrote it
+  here = SingleDeviceSharding(jax.local_devices()[0])  # not the devices that wrote it
   wanted = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=here),
     nnx.to_pure_dict(state),
@@ -148,25 +149,32 @@ def save(
   dtype: str = "float32",
   carried: Path | None = None,
 ) -> None:
-  """Writes a model directory, LoRA merged, replacing `path` at the end."""
+  """Writes a model directory, LoRA merged, replacing `path` at the end.
+
+  Of several processes all call this: each writes its part of the parameters, one writes the rest.
+  """
   path = path.resolve()
   temporary = path.with_name(path.name + ".partial")
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
   merged = merge_lora(model)
-  write_json(temporary / "processor.json", image)
-  tokenizer.save(temporary / "tokenizer")
-  if carried:
-    shutil.copytree(carried, temporary / CARRIED)
+  if is_leader():
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write_json(temporary / "processor.json", image)
+    tokenizer.save(temporary / "tokenizer")
+    if carried:
+      shutil.copytree(carried, temporary / CARRIED)
+  barrier(f"{temporary} is there")
   params = nnx.to_pure_dict(nnx.state(merged, nnx.Param))
   params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(temporary / "params", params)
-  (temporary / "params" / "commit_success.txt").unlink(missing_ok=True)  # names the temporary path
-  write_json(temporary / "config.json", merged.config)  # the last file: without it nothing loads
-  if path.exists():
-    shutil.rmtree(path)
-  os.replace(temporary, path)
+  if is_leader():
+    (temporary / "params" / "commit_success.txt").unlink(missing_ok=True)  # has the temporary path
+    write_json(temporary / "config.json", merged.config)  # the last file: without it nothing loads
+    if path.exists():
+      shutil.rmtree(path)
+    os.replace(temporary, path)
+  barrier(f"{path} is there")
 
 
 def read_json(path: Path, cls: type[T]) -> T:

@@ -1,4 +1,4 @@
-"""Devices: the mesh, and where each array lives on it."""
+"""Processes and devices: how they find each other, the mesh, and where each array lives on it."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vrt_jax.config import MeshConfig
@@ -21,7 +22,7 @@ LOGICAL_AXES: dict[str | None, str | None] = {
   "heads": "tensor",
   "kv": "tensor",
   "mlp": "tensor",
-  "lora": None,
+  "lora": "fsdp",
   "vision_embed": "fsdp",
   "vision_heads": "tensor",
   "vision_mlp": "tensor",
@@ -30,20 +31,138 @@ LOGICAL_AXES: dict[str | None, str | None] = {
 """Logical parameter axis -> mesh axis."""
 
 
+CLUSTER_SIZES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+"""Variables in which a launcher says how many processes it starts."""
+TPU_VM = "TPU_ML_PLATFORM"
+"""Set when JAX is imported on a Cloud TPU machine."""
+
+
+def start_processes() -> None:
+  """Joins the processes of a run; one process by itself stays so. Call it before devices are used.
+
+  TPU pods (Compute Engine, GKE), SLURM and Open MPI are recognised by JAX. Elsewhere three
+  variables name the run: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID. JAX_NUM_PROCESSES=1 alone keeps a process by itself.
+
+  Raises:
+    ValueError: one of the three variables is missing or no number.
+  """
+  given = {name: os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID")}
+  address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+  if jax.distributed.is_initialized() or (address is None and given["NUM_PROCESSES"] == "1"):
+    return
+  if address is None:
+    sizes = [os.environ.get(name, "1") for name in CLUSTER_SIZES]
+    if any(size != "1" for size in sizes) or TPU_VM in os.environ:
+      _use_gloo_on_cpu()
+      jax.distributed.initialize()
+    return
+  for name, value in given.items():
+    if value is None or not value.isdecimal():
+      raise ValueError(f"JAX_COORDINATOR_ADDRESS needs a number in JAX_{name}, which is {value!r}")
+  _use_gloo_on_cpu()
+  jax.distributed.initialize(
+    coordinator_address=address,
+    num_processes=int(given["NUM_PROCESSES"]),
+    process_id=int(given["PROCESS_ID"]),
+    cluster_detection_method="deactivate",
+  )
+
+
+def _use_gloo_on_cpu() -> None:
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+
+
+def is_leader() -> bool:
+  """Whether this process prints and writes the files that a run has once."""
+  return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+  """Prints a line once for all processes."""
+  if is_leader():
+    print(text, flush=True)
+
+
+def barrier(name: str) -> None:
+  """Waits until every process is here; `name` tells places of the program apart."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def largest(value: int) -> int:
+  """The largest of the values that the processes give; every process calls this."""
+  if jax.process_count() == 1:
+    return value
+  return int(np.max(multihost_utils.process_allgather(np.int32(value))))
+
+
 def make_mesh(config: MeshConfig) -> Mesh:
   """A (data, fsdp, tensor) mesh over all devices.
 
+  With `slices`, each holds an equal part of the data axis and whole fsdp and tensor axes: only the
+  gradients' sum crosses the data centre's network.
+
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or slices do not divide them.
   """
   sizes = [config.data, config.fsdp, config.tensor]
   devices = jax.device_count()
+  if any(s < 1 and s != -1 for s in sizes) or config.slices < 1:
+    raise ValueError(f"mesh sizes {tuple(sizes)} and mesh.slices {config.slices} must be positive")
   known = int(np.prod([s for s in sizes if s != -1]))
   if sizes.count(-1) == 1 and devices % known == 0:
     sizes[sizes.index(-1)] = devices // known
   if -1 in sizes or int(np.prod(sizes)) != devices:
     raise ValueError(f"mesh {tuple(sizes)} (data, fsdp, tensor) does not fit {devices} devices")
-  return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+  if config.slices == 1:
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+  return Mesh(_slice_devices(sizes, config.slices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _slice_devices(sizes: Sequence[int], slices: int) -> np.ndarray:
+  """Devices [data, fsdp, tensor] with the slices along data.
+
+  Devices that know no slice (CPUs, GPUs) are cut into equal runs in their order, which is by
+  process.
+  """
+  data, fsdp, tensor = sizes
+  if data % slices:
+    raise ValueError(f"mesh.slices {slices} does not divide the data axis {data}")
+  devices = jax.devices()
+  if not hasattr(devices[0], "slice_index"):
+    return np.asarray(devices).reshape(sizes)
+  found = len({d.slice_index for d in devices})
+  if found != slices:
+    raise ValueError(f"mesh.slices is {slices}, but there are {found} slices")
+  return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1))
+
+
+def batch_parts(mesh: Mesh) -> int:
+  """Equal parts into which the mesh divides a batch."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def data_share(mesh: Mesh) -> tuple[int, int]:
+  """(index, count) of this process's share of each batch.
+
+  Processes that are joined by the tensor axis read the same share.
+
+  Raises:
+    ValueError: the processes' devices do not divide the rows of a batch into equal shares.
+  """
+  owners = mesh.devices.reshape(batch_parts(mesh), -1)
+  parts: dict[int, set[int]] = {}
+  for part, devices in enumerate(owners):
+    for device in devices:
+      parts.setdefault(device.process_index, set()).add(part)
+  shares = sorted({tuple(sorted(p)) for p in parts.values()})
+  if sum(map(len, shares)) != len(owners) or len({len(s) for s in shares}) > 1:
+    raise ValueError(
+      f"mesh {dict(mesh.shape)}: its processes share parts of a batch unequally; choose "
+      "mesh.tensor so that it divides the devices of a process, or is a multiple of them"
+    )
+  return shares.index(tuple(sorted(parts[jax.process_index()]))), len(shares)
 
 
 class CompileCounter:
@@ -74,14 +193,21 @@ def mesh_axes(
 ) -> list[str | None]:
   """The mesh axis of each dimension of a parameter with logical `axes`, on a mesh of `sizes`.
 
-  A dimension that the mesh axis does not divide stays whole; stacked layers lead and have none.
+  A dimension that its mesh axis does not divide stays whole, and a mesh axis divides one dimension
+  at most. Where none is left for fsdp, it takes the largest named dimension that is free, so that
+  every matrix is divided. Stacked layers lead and have no name.
   """
   axes = (None,) * (len(shape) - len(axes)) + tuple(axes)
-  names = [LOGICAL_AXES[a] for a in axes]
-  return [
-    n if n is not None and size % sizes[n] == 0 else None
-    for n, size in zip(names, shape, strict=True)
-  ]
+  names: list[str | None] = []
+  for axis, size in zip(axes, shape, strict=True):
+    name = LOGICAL_AXES[axis]
+    fits = name is not None and sizes[name] > 1 and size % sizes[name] == 0
+    names.append(name if fits and name not in names else None)
+  if "fsdp" not in names and sizes["fsdp"] > 1:
+    free = [i for i, a in enumerate(axes) if a and not names[i] and shape[i] % sizes["fsdp"] == 0]
+    if free:
+      names[max(free, key=lambda i: shape[i])] = "fsdp"
+  return names
 
 
 def _spec(variable: nnx.Variable, mesh: Mesh) -> NamedSharding:
@@ -100,17 +226,62 @@ def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
   )
 
 
+def place(tree: T, shardings: T) -> T:
+  """Arrays -> the mesh, by a sharding for each; every process has all values of every array."""
+  if jax.process_count() == 1:
+    return jax.device_put(tree, shardings)
+
+  def put(x: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:  # lies on all processes already
+      return jax.device_put(x, sharding)
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+  return jax.tree.map(put, tree, shardings)
+
+
+def replicate(tree: T, mesh: Mesh) -> T:
+  """Arrays -> whole on every device of the mesh; random keys too."""
+  whole = NamedSharding(mesh, PartitionSpec())
+
+  def put(x: jax.Array | np.ndarray) -> jax.Array:
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return jax.random.wrap_key_data(place(jax.random.key_data(x), whole))
+    return place(x, whole)
+
+  return jax.tree.map(put, tree)
+
+
+def fetch(tree: T) -> T:
+  """Device arrays -> whole host arrays, on every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def put_batch(batch: T, mesh: Mesh) -> T:
-  """Host arrays -> device arrays, the batch dimension divided over the mesh.
+  """This process's rows of a batch -> arrays of the whole batch, divided over the mesh.
 
   `batch` is a `Batch` or what else holds `TextInputs` as `text`; only their position_ids [3, B, T]
-  have another axis before the batch's.
+  have another axis before the batch's. Which rows a process gives: `data_share`.
   """
+  return jax.tree.map(
+    lambda x, sharding: jax.make_array_from_process_local_data(sharding, x),
+    batch,
+    _batch_shardings(batch, mesh),
+  )
+
+
+def put_whole_batch(batch: T, mesh: Mesh) -> T:
+  """Like `put_batch`, where every process has all rows."""
+  return place(batch, _batch_shardings(batch, mesh))
+
+
+def _batch_shardings(batch: T, mesh: Mesh) -> T:
   sharding = batch_sharding(mesh)
-  positions = batch_sharding(mesh, batch_axis=1)
   shardings = jax.tree.map(lambda _: sharding, batch)
-  shardings = shardings.replace(text=shardings.text.replace(position_ids=positions))
-  return jax.device_put(batch, shardings)
+  positions = batch_sharding(mesh, batch_axis=1)
+  return shardings.replace(text=shardings.text.replace(position_ids=positions))
 
 
 def use_cpu_cores(batch_size: int) -> None:
@@ -118,8 +289,10 @@ def use_cpu_cores(batch_size: int) -> None:
 
   XLA runs much of a program on one core a device. The number is the largest power of two up to the
   number of cores that divides `batch_size`. Accelerators are not touched. Where devices are in use
-  already they stay as they are.
+  already they stay as they are, and each of several processes keeps one device.
   """
+  if jax.distributed.is_initialized():
+    return
   devices = 1
   while 2 * devices <= (os.cpu_count() or 1) and batch_size % (2 * devices) == 0:
     devices *= 2

@@ -16,7 +16,7 @@ from vrt_jax.data.pipeline import BatchIterator
 from vrt_jax.runtime import make_mesh, put_batch
 from vrt_jax.train.checkpoint import Checkpoints
 from vrt_jax.train.optim import make_optimizer, trainable_filter
-from vrt_jax.train.sft_step import make_sft_step, sft_gradients, split_batch
+from vrt_jax.train.sft_step import keep_if_finite, make_sft_step, sft_gradients, split_batch
 from vrt_jax.train.state import Frozen, TrainState, create_state
 from vrt_jax.types import Batch
 
@@ -131,6 +131,44 @@ def test_two_parts_equal_one_part():
     np.testing.assert_allclose(values(two)[path], value, rtol=1e-4, atol=1e-5 * largest)
 
 
+def poisoned(batch: Batch) -> Batch:
+  weights = np.full_like(batch.vision.pos_embed_weight, np.nan)
+  return batch.replace(vision=batch.vision.replace(pos_embed_weight=weights))
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_counters():
+  state, frozen = fresh()
+  state, _ = train(state, frozen, [tiny.batch()])
+  before = jax.device_get(state)
+  state, (metrics,) = train(state, frozen, [poisoned(tiny.batch())])
+  assert not np.isfinite(metrics["loss"])
+  assert metrics["skipped_steps"] == 1
+  assert (int(state.step), int(state.skipped)) == (2, 1)
+  jax.tree.map(np.testing.assert_array_equal, state.trainable, before.trainable)
+  adam, _, schedule = state.opt_state[1]
+  jax.tree.map(np.testing.assert_array_equal, adam, before.opt_state[1][0])
+  assert int(schedule.count) == 2  # the learning rate of step 3 comes next
+  state, (metrics,) = train(state, frozen, [tiny.batch()])
+  assert np.isfinite(metrics["loss"])
+  assert metrics["skipped_steps"] == 1
+  changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), state.trainable, before.trainable)
+  assert all(jax.tree.leaves(changed))
+  assert step_function()._cache_size() == 1
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped():
+  state, _ = fresh()
+  new = state.replace(
+    step=state.step + 1, trainable=jax.tree.map(lambda x: x * jnp.nan, state.trainable)
+  )
+  kept = keep_if_finite(jnp.isfinite(1.0) & jnp.isfinite(jnp.inf), new, state)
+  jax.tree.map(np.testing.assert_array_equal, kept.trainable, state.trainable)
+  assert (int(kept.step), int(kept.skipped)) == (1, 1)
+  taken = keep_if_finite(jnp.isfinite(1.0), new, state)
+  assert all(np.isnan(x).all() for x in jax.tree.leaves(taken.trainable))
+  assert int(taken.skipped) == 0
+
+
 def test_resume_equals_straight_bit_for_bit(tmp_path: Path):
   pattern = tiny.write_train(tmp_path / "train.tfrecord", [tiny.train_record(i) for i in range(6)])
 
@@ -144,16 +182,15 @@ def test_resume_equals_straight_bit_for_bit(tmp_path: Path):
   state, frozen = fresh()
   batches = stream()
   state, first = train(state, frozen, [next(batches) for _ in range(2)])
-  checkpoints = Checkpoints(tmp_path, every=1, keep=1)
-  checkpoints.save(state, batches.state())
-  checkpoints.close()
+  with Checkpoints(tmp_path, every=1, keep=1, lora=tiny.LORA) as checkpoints:
+    checkpoints.save(state, batches.state(), KEY)
 
   state, frozen = fresh()
   batches = stream()
-  checkpoints = Checkpoints(tmp_path, every=1, keep=1)
-  state, data_state = checkpoints.restore(state)
-  checkpoints.close()
-  batches.restore(data_state)
+  with Checkpoints(tmp_path, every=1, keep=1, lora=tiny.LORA) as checkpoints:
+    restored = checkpoints.restore(state)
+  state = restored.state
+  batches.restore(restored.data)
   assert int(state.step) == 2
   resumed, second = train(state, frozen, [next(batches) for _ in range(2)])
   assert first + second == history

@@ -14,7 +14,13 @@ from vrt_jax.config import MeshConfig
 from vrt_jax.models.sa2va import Sa2VA
 from vrt_jax.runtime import make_mesh
 from vrt_jax.train.optim import make_optimizer, trainable_filter
-from vrt_jax.train.state import Frozen, TrainState, create_state, parameter_counts
+from vrt_jax.train.state import (
+  Frozen,
+  TrainState,
+  create_state,
+  parameter_counts,
+  parameter_table,
+)
 
 CONFIG = tiny.train_config()
 
@@ -63,6 +69,11 @@ def test_parameter_counts():
   trained, fixed = counts["qwen.language_model"]
   assert 0 < trained < fixed
   assert counts["text_hidden_fcs.fc1"] == (32 * 32 + 32, 0)
+  table = parameter_table(state, frozen).splitlines()
+  assert len(table) == len(counts) + 2
+  trained = sum(c[0] for c in counts.values())
+  last = f"total {trained:,} {total - trained:,} {100 * trained / total:.2f}%"
+  assert table[-1].split() == last.split()
 
 
 def test_a_mesh_that_does_not_fit_raises():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from tests import tiny
-from vrt_jax.train.step_clock import CompiledOnce, StepClock
+from vrt_jax.train.step_clock import CompiledOnce, SkipLimit, StepClock
 
 
 def test_clock_counts_tokens_of_steps():
@@ -28,3 +28,24 @@ def test_known_shapes_may_not_compile_again():
   assert step.compiles == 2
   with pytest.raises(RuntimeError, match="compiled again"):
     step(jnp.zeros(5), jnp.zeros(()), batch, None)
+
+
+def test_skipped_steps_end_a_run_one_step_late():
+  limit = SkipLimit(1)
+  for step, skipped in ((1, 0), (2, 1), (3, 1), (4, 2)):
+    limit.check(step, jnp.int32(skipped))
+  message = r"step 4: the loss or gradient of 2 steps was not finite \(limit 1, optim.max_skipped"
+  with pytest.raises(FloatingPointError, match=message):
+    limit.check(5, jnp.int32(2))
+  with pytest.raises(FloatingPointError):
+    limit.finish()
+  SkipLimit(0).finish()
+
+
+def test_a_clock_of_one_share_counts_all():
+  one, two = StepClock(), StepClock(shares=2)
+  for clock in (one, two):
+    clock.count(tiny.batch())
+  rates = [clock.read() for clock in (one, two)]
+  tokens = [r["tokens_per_second"] * r["step_seconds"] for r in rates]
+  assert tokens[1] == pytest.approx(2 * tokens[0])

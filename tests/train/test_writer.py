@@ -42,3 +42,10 @@ def test_a_resumed_run_writes_later_steps_again_once(tmp_path: Path):
 def test_drop_lines_of_a_missing_file_makes_none(tmp_path: Path):
   drop_lines_from(tmp_path / "metrics.jsonl", 3)
   assert not list(tmp_path.iterdir())
+
+
+def test_figures_that_are_not_finite_are_null(tmp_path: Path):
+  with MetricWriter(tmp_path, 0, 1) as writer:
+    writer.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "tokens": 3.0})
+  line = json.loads((tmp_path / "metrics.jsonl").read_text())
+  assert line == {"step": 1, "loss": None, "grad_norm": None, "tokens": 3.0}

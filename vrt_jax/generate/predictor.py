@@ -19,7 +19,7 @@ from vrt_jax.metrics.results import PredictedMask
 from vrt_jax.model_directory import Loaded
 from vrt_jax.ops.masks import encode_rle
 from vrt_jax.ops.resize import resize_bilinear_numpy
-from vrt_jax.runtime import param_shardings, put_batch
+from vrt_jax.runtime import fetch, param_shardings, place, put_whole_batch, replicate
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,20 @@ class Predictor:
     blind: bool = False,
     mesh: Mesh | None = None,
   ):
-    """With `mesh`, batches are divided over its devices; config.batch_size must fit them."""
+    """With `mesh`, batches are divided over its devices; config.batch_size must fit them.
+
+    Several processes give the same requests, and each gets all predictions.
+    """
     self._loaded = loaded
     self._config = config
     self._thinking = thinking
     self._blind = blind
     self._sampling = sampling or Sampling()
-    self._key = jax.random.key(seed)
+    key = jax.random.key(seed)
+    self._key = replicate(key, mesh) if mesh else key
     self._mesh = mesh
     self._graphdef, params = nnx.split(loaded.model)
-    self._params = jax.device_put(params, param_shardings(params, mesh)) if mesh else params
+    self._params = place(params, param_shardings(params, mesh)) if mesh else params
     tokenizer = loaded.tokenizer
     self._ids = TokenIds(
       seg=tokenizer.seg_id,
@@ -136,7 +140,7 @@ class Predictor:
       sampling=self._sampling,
       ids=self._ids,
     )
-    out = jax.device_get(out)
+    out = fetch(out)
     for i, image_size in enumerate(image_sizes):
       ids = out.tokens[i, : out.lengths[i]].tolist()
       asked = int(np.sum(prompts[i].input_ids == self._ids.seg))  # [SEG] of the question itself
@@ -154,7 +158,7 @@ class Predictor:
     )
     grounding = np.stack([p.grounding_image for p in prompts])
     inputs = GenerationInputs(text, vision, deltas, grounding)
-    return put_batch(inputs, self._mesh) if self._mesh else inputs
+    return put_whole_batch(inputs, self._mesh) if self._mesh else inputs
 
   def _prediction(
     self, ids: list[int], low_res: np.ndarray, scores: np.ndarray, image_size: tuple[int, int]

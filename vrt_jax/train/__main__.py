@@ -3,10 +3,15 @@
 python -m vrt_jax.train
 python -m vrt_jax.train --config configs/photos_smoke.py --data.train 'records-*.tfrecord'
 python -m vrt_jax.train --workdir runs/mine --optim.learning-rate 1e-4
+
+The same command goes on where a run stopped. At SIGTERM the step is finished and saved, and the
+exit status is 143. Several processes, each with this command, find each other on TPU pods and under
+SLURM; elsewhere by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
 import argparse
 import importlib.util
+import logging
 import math
 import sys
 from pathlib import Path
@@ -57,16 +62,18 @@ def main() -> None:
   config = cli.parse(TrainConfig, rest, "python -m vrt_jax.train", default)
   workdir = own.workdir or Path("runs") / name
 
-  from vrt_jax.runtime import use_cpu_cores  # after --help, which needs no JAX
+  from vrt_jax.runtime import say, start_processes, use_cpu_cores  # after --help: it needs no JAX
   from vrt_jax.train.loop import train
 
+  logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it also raises
+  start_processes()
   use_cpu_cores(
     math.gcd(config.optim.batch_size // config.optim.accumulation_steps, config.eval.batch_size)
   )
   train(config, workdir)
-  print(f"model: {workdir / 'model'}")
+  say(f"model: {workdir / 'model'}")
   if (workdir / "eval" / "final").is_dir():
-    print(f"pictures and scores: {workdir / 'eval' / 'final'}")
+    say(f"pictures and scores: {workdir / 'eval' / 'final'}")
 
 
 if __name__ == "__main__":

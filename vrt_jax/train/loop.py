@@ -1,24 +1,21 @@
 """The training loop, from records to a trained and evaluated model directory."""
 
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
 
 import jax
-import numpy as np
 
-from vrt_jax import evaluate, model_directory
+from vrt_jax import model_directory
 from vrt_jax.config import TrainConfig
+from vrt_jax.data.buckets import bucket_of, pad_to_bucket
 from vrt_jax.data.pipeline import BatchIterator
-from vrt_jax.data.records import EvalRecord, read_eval_records
-from vrt_jax.generate.predictor import Predictor
-from vrt_jax.metrics.results import RESULTS_FILE
 from vrt_jax.model_directory import Loaded
-from vrt_jax.models.lora import merge_lora
-from vrt_jax.runtime import make_mesh, put_batch
+from vrt_jax.runtime import data_share, largest, make_mesh, put_batch, replicate, say
+from vrt_jax.train import checks
 from vrt_jax.train.checkpoint import Checkpoints
+from vrt_jax.train.evaluation import HeldOut, held_out_records
 from vrt_jax.train.optim import learning_rate_schedule, make_optimizer, trainable_filter
+from vrt_jax.train.preemption import Preempted, Preemption
 from vrt_jax.train.setup import (
   base_model,
   check_workdir,
@@ -27,36 +24,43 @@ from vrt_jax.train.setup import (
   write_config,
 )
 from vrt_jax.train.sft_step import make_sft_step
-from vrt_jax.train.state import Frozen, TrainState, create_state, parameter_counts
-from vrt_jax.train.step_clock import CompiledOnce, StepClock
-from vrt_jax.train.writer import MetricWriter
+from vrt_jax.train.state import Frozen, TrainState, create_state, parameter_table
+from vrt_jax.train.step_clock import CompiledOnce, SkipLimit, StepClock
+from vrt_jax.train.writer import open_writer
+from vrt_jax.types import Batch
 
 
 def train(config: TrainConfig, workdir: Path) -> dict | None:
   """Runs a recipe to its end, going on from the workdir's newest checkpoint.
 
   Writes what a workdir holds (README, "Files"). Returns the results of the last evaluation, None
-  without held-out records.
+  without held-out records. With several processes each calls it.
 
   Raises:
     ValueError: one line that says what is wrong with the configuration, the data or the workdir.
+    FloatingPointError: more than optim.max_skipped_steps losses or gradients were not finite.
+    OSError: a checkpoint could not be written.
+    Preempted: SIGTERM came and the run is saved.
   """
+  checks.check_numbers(config)
   check_workdir(config, workdir)
+  mesh = make_mesh(config.mesh)
   train_pattern, eval_pattern = data_patterns(config, workdir)
   records = held_out_records(config, eval_pattern)
-  mesh = make_mesh(config.mesh)
+  checks.check_batch(config, mesh, len(records))
   loaded = base_model(config)
+  checks.check_tokens(loaded.tokenizer)
+  checks.check_buckets_hold(config, loaded.image)
   resolved = dataclasses.replace(
     config,
     model=dataclasses.replace(loaded.model.config, lora=config.model.lora),
     image=loaded.image,
   )
-  batches = BatchIterator(resolved, train_pattern, loaded.tokenizer)
+  batches = BatchIterator(resolved, train_pattern, loaded.tokenizer, *data_share(mesh))
   write_config(config, workdir)
-  if records and config.evaluate_base:
-    evaluate_model(
-      loaded, records, workdir / "eval" / "base", resolved, mesh, "base model", reuse=True
-    )
+  held_out = HeldOut(resolved, records, workdir, loaded, mesh)
+  if config.evaluate_base:
+    held_out.score(loaded, "base", "base model", reuse=True)
 
   optimizer = make_optimizer(config.optim)
   state, frozen = create_state(
@@ -65,120 +69,91 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
     trainable_filter(config.optim.trainable),
     mesh,
   )
-  print_parameters(state, frozen)
-  checkpoints = Checkpoints(workdir, config.checkpoint_every, config.keep_checkpoints)
-  if checkpoints.latest_step() is not None:
-    state, data_state = checkpoints.restore(state)
-    batches.restore(data_state)
-    print(f"resumed from step {int(state.step)}")
-  step_fn = CompiledOnce(make_sft_step(optimizer, config.optim, config.sft, state))
-  state = run_steps(resolved, workdir, step_fn, state, frozen, batches, checkpoints, mesh)
-  checkpoints.close()
-  if batches.drops.reasons:
-    print(f"unusable training records, by reason: {dict(batches.drops.reasons)}")
-
-  trained = dataclasses.replace(loaded, model=merge_lora(frozen.merge(state.trainable)))
-  model_directory.save(
-    workdir / "model",
-    trained.model,
-    trained.tokenizer,
-    trained.image,
-    carried=trained.carried,
-  )
-  if not records:
-    return None
-  return evaluate_model(
-    trained, records, workdir / "eval" / "final", resolved, mesh, "trained model"
-  )
+  checks.check_trainable(state, frozen)
+  say(parameter_table(state, frozen))
+  with Checkpoints(
+    workdir,
+    config.checkpoint_every,
+    config.keep_checkpoints,
+    config.model.lora,
+    config.best_metric,
+  ) as checkpoints:
+    state = run_steps(resolved, workdir, state, frozen, batches, checkpoints, held_out, mesh)
+    if batches.drops.reasons:
+      say(f"unusable training records, by reason: {dict(batches.drops.reasons)}")
+    trained = held_out.model(state, frozen)
+    save_model(workdir / "model", trained)
+    if (best := checkpoints.best_step()) is not None:
+      chosen = state if best == int(state.step) else checkpoints.restore_step(best, state).state
+      save_model(workdir / "model_best", held_out.model(chosen, frozen))
+      say(f"best model: step {best}, by {config.best_metric}")
+  # where it was scored at its last step, that is read again
+  return held_out.score(trained, "final", "trained model", reuse=config.eval_every > 0)
 
 
 def run_steps(
   config: TrainConfig,
   workdir: Path,
-  step_fn: CompiledOnce,
   state: TrainState,
   frozen: Frozen,
   batches: BatchIterator,
   checkpoints: Checkpoints,
+  held_out: HeldOut,
   mesh: jax.sharding.Mesh,
 ) -> TrainState:
-  """The loop: next batch, step, log, save.
+  """The loop: next batch, step, log, evaluate, save; from the newest checkpoint where there is one.
 
   Raises:
     RuntimeError: a batch shape that was compiled before is compiled again.
-    FloatingPointError: the loss is not finite.
+    FloatingPointError, OSError, Preempted: as of `train`.
   """
-  schedule = learning_rate_schedule(config.optim)
+  optim = config.optim
+  step_fn = CompiledOnce(make_sft_step(make_optimizer(optim), optim, config.sft, state))
+  schedule = learning_rate_schedule(optim)
   key = jax.random.key(config.seed)
-  first, last = int(state.step), config.optim.steps
-  with MetricWriter(workdir, first, last) as writer:
-    clock = StepClock()
+  if (restored := checkpoints.restore(state)) is not None:
+    state, key = restored.state, restored.key
+    batches.restore(restored.data)
+    say(f"resumed from step {int(state.step)}")
+  key = replicate(key, mesh)
+  first, last = int(state.step), optim.steps
+  limit, clock = SkipLimit(optim.max_skipped_steps), StepClock(data_share(mesh)[1])
+  with open_writer(workdir, first, last) as writer, Preemption() as preemption:
     for step in range(first + 1, last + 1):
-      batch = next(batches)
+      batch = common_bucket(next(batches), config)
       state, metrics = step_fn(state, frozen, put_batch(batch, mesh), key)
+      limit.check(step, metrics["skipped_steps"])
       clock.count(batch)
-      if step % config.log_every == 0 or step in (first + 1, last):
+      scored = held_out.due(step)
+      if scored or step % config.log_every == 0 or step in (1, last):
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not np.isfinite(values["loss"]):
-          raise FloatingPointError(f"the loss of step {step} is {values['loss']}")
-        rates = {"learning_rate": float(schedule(step - 1)), "compiles": step_fn.compiles}
-        writer.write(step, values | rates | clock.read())
+        values |= {"learning_rate": float(schedule(step - 1)), "compiles": step_fn.compiles}
+        values |= clock.read()
+        scores = held_out.metrics(step, state, frozen) if scored else {}
+        writer.write(step, values | {f"eval/{name}": value for name, value in scores.items()})
+        clock.start()
       writer.advance()
-      if checkpoints.due(step) or step == last:
-        checkpoints.save(state, batches.state())
+      stop = preemption.reached(step)
+      if stop or checkpoints.due(step) or step == last:
+        checkpoints.save(state, batches.state(), key, scores if scored else {})
+      if stop:
+        checkpoints.wait()
+        say(f"stopped by SIGTERM after step {step}, which is saved; the same command goes on")
+        raise Preempted(step)
+    limit.finish()
   return state
 
 
-def held_out_records(config: TrainConfig, pattern: str) -> list[EvalRecord]:
-  """The first eval.num_samples records (0: all); none without a pattern."""
-  if not pattern:
-    return []
-  records = list(read_eval_records(pattern))
-  return records[: config.eval.num_samples or None]
+def common_bucket(batch: Batch, config: TrainConfig) -> Batch:
+  """The rows of this process, padded to the largest bucket that a process needs for this step."""
+  buckets = config.data.buckets
+  if len(buckets) == 1 or jax.process_count() == 1:
+    return batch
+  return pad_to_bucket(batch, buckets[largest(bucket_of(batch, buckets))])
 
 
-def evaluate_model(
-  loaded: Loaded,
-  records: list[EvalRecord],
-  out_dir: Path,
-  config: TrainConfig,
-  mesh: jax.sharding.Mesh,
-  name: str,
-  reuse: bool = False,
-) -> dict:
-  """Scores a model on the held-out records and prints the headline.
-
-  With `reuse`, results that `out_dir` already has are read instead (a resumed run's base model).
-  """
-  results_file = out_dir / RESULTS_FILE
-  if reuse and results_file.is_file():
-    results = json.loads(results_file.read_text())
-  else:
-    predictor = Predictor(
-      loaded, config.eval, thinking=config.data.thinking, blind=config.data.blind, mesh=mesh
-    )
-    results = evaluate.evaluate(
-      predictor,
-      records,
-      out_dir,
-      config.eval,
-      thinking=config.data.thinking,
-      config_hash=config_hash(config),
-      description=name,
-    )
-  print(f"{name}: {evaluate.headline(results)}  ({len(records)} held-out samples)")
-  return results
-
-
-def config_hash(config: TrainConfig) -> str:
-  """Short hash of a resolved configuration."""
-  text = json.dumps(dataclasses.asdict(config), sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def print_parameters(state: TrainState, frozen: Frozen) -> None:
-  """The table of trainable and frozen parameters."""
-  counts = parameter_counts(state, frozen)
-  print(f"{'module':<36}{'trainable':>14}{'frozen':>14}")
-  for name, (trainable, fixed) in counts.items():
-    print(f"{name:<36}{trainable:>14,}{fixed:>14,}")
+def save_model(path: Path, trained: Loaded) -> None:
+  """Writes a model directory."""
+  model_directory.save(
+    path, trained.model, trained.tokenizer, trained.image, carried=trained.carried
+  )

@@ -14,6 +14,7 @@ from vrt_jax.data.shapes import corpus, write_shapes
 from vrt_jax.model_directory import Loaded
 from vrt_jax.models.lora import add_lora
 from vrt_jax.models.sa2va import Sa2VA
+from vrt_jax.runtime import barrier, is_leader
 
 CONFIG_FILE = "config.json"
 CORPUS_SAMPLES = 3000
@@ -42,7 +43,13 @@ def check_workdir(config: TrainConfig, workdir: Path) -> None:
 
 
 def write_config(config: TrainConfig, workdir: Path) -> None:
-  """Records the configuration of a run in its workdir."""
+  """Records the configuration of a run in its workdir; the leader writes, the others wait."""
+  if is_leader():
+    _write_config(config, workdir)
+  barrier("the configuration is written")
+
+
+def _write_config(config: TrainConfig, workdir: Path) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   temporary = workdir / f"{CONFIG_FILE}.partial"
   temporary.write_text(json.dumps(as_json(config), indent=2) + "\n")
@@ -67,14 +74,17 @@ def first_difference(old: dict, new: dict, prefix: str = "") -> tuple[str, objec
 
 
 def data_patterns(config: TrainConfig, workdir: Path) -> tuple[str, str]:
-  """Globs of the training and held-out files; makes the shapes world where none are named."""
+  """Globs of the training and held-out files; makes the shapes world where none are named.
+
+  The leader makes it, the others wait.
+  """
   data = config.data
   if data.train:
     return data.train, data.eval
   folder = workdir / "data"
   train, held_out = folder / "shapes_train-*.tfrecord", folder / "shapes_eval.tfrecord"
   made = folder / "complete"
-  if not made.is_file():
+  if is_leader() and not made.is_file():
     write_shapes(
       folder,
       data.shapes_train_samples,
@@ -83,6 +93,7 @@ def data_patterns(config: TrainConfig, workdir: Path) -> tuple[str, str]:
       task=data.shapes_task,
     )
     made.touch()
+  barrier("the data are there")
   return str(train), data.eval or (str(held_out) if data.shapes_eval_samples else "")
 
 

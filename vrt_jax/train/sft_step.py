@@ -98,6 +98,29 @@ def sft_gradients(
   return sums
 
 
+def keep_if_finite(ok: Array, new: TrainState, old: TrainState) -> TrainState:
+  """`new` where `ok`, else a skipped step: `old` with one more step and one more skipped.
+
+  A skipped step keeps parameters, moments and the moments' counter, bit for bit. Data, random
+  numbers and the learning rate go on, so the schedule's counter advances too.
+  """
+
+  def choose(a: Array, b: Array) -> Array:
+    return jnp.where(ok, a, b)
+
+  def is_schedule(x: object) -> bool:
+    return isinstance(x, optax.ScaleByScheduleState)
+
+  opt_state = jax.tree.map(
+    lambda a, b: a if is_schedule(a) else choose(a, b),
+    new.opt_state,
+    old.opt_state,
+    is_leaf=is_schedule,
+  )
+  trainable = jax.tree.map(choose, new.trainable, old.trainable)
+  return TrainState(new.step, trainable, opt_state, old.skipped + jnp.where(ok, 0, 1))
+
+
 def make_sft_step(
   optimizer: optax.GradientTransformation,
   optim: OptimConfig,
@@ -106,22 +129,28 @@ def make_sft_step(
 ) -> Callable[[TrainState, Frozen, Batch, Array], tuple[TrainState, Metrics]]:
   """The jitted step: (state, frozen, batch, key) -> (state, metrics).
 
-  `state` is donated; the new one is placed on the devices like the state `like`.
+  `state` is donated; the new one is placed on the devices like the state `like`. Where loss or
+  gradient is not finite the step is skipped, see `keep_if_finite`.
   """
   placement = jax.tree.map(lambda x: x.sharding, like)
 
-  @partial(jax.jit, donate_argnums=0, out_shardings=(placement, None))
+  @partial(jax.jit, donate_argnums=0, out_shardings=(placement, like.step.sharding))
   def sft_step(
     state: TrainState, frozen: Frozen, batch: Batch, key: Array
   ) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(key, state.step)
     grads, metrics = sft_gradients(state, frozen, batch, key, optim, loss)
+    grad_norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-    metrics |= {
-      "grad_norm": optax.global_norm(grads),
-      "tokens": jnp.sum(batch.text.token_mask).astype(jnp.float32),
-    }
     trainable = optax.apply_updates(state.trainable, updates)
-    return TrainState(state.step + 1, trainable, opt_state), metrics
+    updated = TrainState(state.step + 1, trainable, opt_state, state.skipped)
+    ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+    state = keep_if_finite(ok, updated, state)
+    metrics |= {
+      "grad_norm": grad_norm,
+      "tokens": jnp.sum(batch.text.token_mask).astype(jnp.float32),
+      "skipped_steps": state.skipped.astype(jnp.float32),
+    }
+    return state, metrics
 
   return sft_step

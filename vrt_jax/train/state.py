@@ -5,20 +5,23 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from vrt_jax.models.sa2va import Sa2VA
-from vrt_jax.runtime import param_shardings
+from vrt_jax.runtime import param_shardings, place, replicate
 from vrt_jax.train.optim import Filter
 
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything a step changes; a checkpoint holds exactly this and the data position."""
+  """Everything a step changes; a checkpoint holds this and what `Checkpoints` adds."""
 
   step: jax.Array
+  """Finished steps, skipped ones included."""
   trainable: nnx.State
   opt_state: optax.OptState
+  skipped: jax.Array
+  """Steps that changed no parameter, since their loss or gradient was not finite."""
 
 
 @flax.struct.dataclass
@@ -48,15 +51,14 @@ def create_state(
   dtype = jnp.dtype(model.config.compute_dtype)
   frozen = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, frozen)
   train_params = jax.tree.map(lambda x: x.astype(jnp.float32), train_params)
-  train_params = jax.device_put(train_params, param_shardings(train_params, mesh))
-  frozen = jax.device_put(frozen, param_shardings(frozen, mesh))
-  whole = NamedSharding(mesh, PartitionSpec())
+  train_params = place(train_params, param_shardings(train_params, mesh))
+  frozen = place(frozen, param_shardings(frozen, mesh))
   opt_state = jax.tree.map(  # moments are placed like their parameters, the rest everywhere
-    lambda x: x if _is_on(mesh, x) else jax.device_put(x, whole),
+    lambda x: x if _is_on(mesh, x) else replicate(x, mesh),
     optimizer.init(train_params),
   )
-  step = jax.device_put(jnp.zeros((), jnp.int32), whole)
-  return TrainState(step, train_params, opt_state), Frozen(graphdef, frozen)
+  step, skipped = (replicate(jnp.zeros((), jnp.int32), mesh) for _ in range(2))
+  return TrainState(step, train_params, opt_state, skipped), Frozen(graphdef, frozen)
 
 
 def parameter_counts(state: TrainState, frozen: Frozen) -> dict[str, tuple[int, int]]:
@@ -67,3 +69,16 @@ def parameter_counts(state: TrainState, frozen: Frozen) -> dict[str, tuple[int, 
       name = ".".join(str(p) for p in path[:2])
       counts.setdefault(name, [0, 0])[column] += leaf.get_value().size
   return {name: (c[0], c[1]) for name, c in sorted(counts.items())}
+
+
+def parameter_table(state: TrainState, frozen: Frozen) -> str:
+  """Trainable and frozen parameters by module, with totals and the trainable share."""
+
+  def row(name: str, trained: int, fixed: int) -> str:
+    share = 100 * trained / max(1, trained + fixed)
+    return f"{name:<36}{trained:>16,}{fixed:>16,}{share:>10.2f}%"
+
+  counts = parameter_counts(state, frozen)
+  totals = [sum(column) for column in zip(*counts.values(), strict=True)]
+  head = f"{'module':<36}{'trainable':>16}{'frozen':>16}{'share':>11}"
+  return "\n".join([head, *(row(name, *c) for name, c in counts.items()), row("total", *totals)])

@@ -1,4 +1,4 @@
-"""How long steps take, and that each batch shape is compiled once."""
+"""Watches over the steps: how long they take, what is compiled, how many are skipped."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,13 @@ from vrt_jax.types import Batch
 class StepClock:
   """Mean step time and token rate since the last reading."""
 
-  def __init__(self):
+  def __init__(self, shares: int = 1):
+    """`shares`: of equal size, one of which each counted batch is."""
+    self._shares = shares
+    self.start()
+
+  def start(self) -> None:
+    """Starts anew."""
     self._start = time.perf_counter()
     self._steps = 0
     self._tokens = 0
@@ -20,14 +26,45 @@ class StepClock:
   def count(self, batch: Batch) -> None:
     """Adds one step on a host batch; padding is no token."""
     self._steps += 1
-    self._tokens += int(batch.text.token_mask.sum())
+    self._tokens += self._shares * int(batch.text.token_mask.sum())
 
   def read(self) -> dict[str, float]:
     """`step_seconds` and `tokens_per_second`, and starts anew."""
     seconds = time.perf_counter() - self._start
     values = {"step_seconds": seconds / self._steps, "tokens_per_second": self._tokens / seconds}
-    self._start, self._steps, self._tokens = time.perf_counter(), 0, 0
+    self.start()
     return values
+
+
+class SkipLimit:
+  """Stops a run with too many skipped steps.
+
+  Counts are read a step late, so that the host does not wait for the devices.
+  """
+
+  def __init__(self, limit: int):
+    self._limit = limit
+    self._before: tuple[int, jax.Array] | None = None
+
+  def check(self, step: int, skipped: jax.Array) -> None:
+    """Takes the number of skipped steps up to `step` and looks at the one before.
+
+    Raises:
+      FloatingPointError: it is above the limit.
+    """
+    self.finish()
+    self._before = (step, skipped)
+
+  def finish(self) -> None:
+    """Looks at the last number; FloatingPointError as of `check`."""
+    if self._before is None:
+      return
+    step, skipped = self._before
+    if int(skipped) > self._limit:
+      raise FloatingPointError(
+        f"step {step}: the loss or gradient of {int(skipped)} steps was not finite (limit "
+        f"{self._limit}, optim.max_skipped_steps)"
+      )
 
 
 class CompiledOnce:

@@ -1,6 +1,7 @@
 """Metrics of a run: metrics.jsonl, TensorBoard, and a progress bar with loss and time left."""
 
 import json
+import math
 import os
 from pathlib import Path
 from types import TracebackType
@@ -8,9 +9,36 @@ from types import TracebackType
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from vrt_jax.runtime import is_leader
 
-class MetricWriter:
-  """Writes one JSON object a logged step to metrics.jsonl and the same to TensorBoard."""
+
+class SilentWriter:
+  """What processes have that do not write."""
+
+  def write(self, step: int, metrics: dict[str, float]) -> None:
+    """Nothing."""
+
+  def advance(self) -> None:
+    """Nothing."""
+
+  def __enter__(self) -> "SilentWriter":
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    pass
+
+
+class MetricWriter(SilentWriter):
+  """Writes one JSON object a logged step to metrics.jsonl and the same to TensorBoard.
+
+  A figure that is not finite is null in metrics.jsonl, since JSON has no such number, and left out
+  of TensorBoard.
+  """
 
   def __init__(self, workdir: Path, first_step: int, num_steps: int):
     self._path = workdir / "metrics.jsonl"
@@ -21,10 +49,12 @@ class MetricWriter:
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
     """Records the metrics of a step (1-based count of finished steps)."""
-    self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+    figures = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
+    self._file.write(json.dumps({"step": step, **figures}, allow_nan=False) + "\n")
     self._file.flush()
-    for name, value in metrics.items():
-      self._board.add_scalar(name, value, step)
+    for name, value in figures.items():
+      if value is not None:
+        self._board.add_scalar(name, value, step)
     self._bar.set_postfix(loss=f"{metrics['loss']:.3f}")
 
   def advance(self) -> None:
@@ -43,6 +73,11 @@ class MetricWriter:
     self._bar.close()
     self._board.close()
     self._file.close()
+
+
+def open_writer(workdir: Path, first_step: int, num_steps: int) -> SilentWriter:
+  """The leader's writer; one that writes nothing for other processes."""
+  return MetricWriter(workdir, first_step, num_steps) if is_leader() else SilentWriter()
 
 
 def drop_lines_from(path: Path, first_step: int) -> None:

@@ -1,0 +1,96 @@
+"""Starts `tests.train.run_tiny` in processes and reads what a run left."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMES = {"step_seconds", "tokens_per_second", "compiles"}
+LIMIT_S = 600
+
+
+def start(
+  records: Path, workdir: Path, variables: dict[str, str] | None = None, **options: object
+) -> subprocess.Popen:
+  """Starts a run; compiled programs are kept beside the records."""
+  environment = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(records / "programs"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    **(variables or {}),
+  }
+  arguments = [str(records), str(workdir), json.dumps(options)]
+  return subprocess.Popen(
+    [sys.executable, "-m", "tests.train.run_tiny", *arguments],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def run(records: Path, workdir: Path, **options: object) -> tuple[int, str, str]:
+  """(exit status, standard output, standard error) of a run."""
+  return finish(start(records, workdir, **options))
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+  """Waits for a run."""
+  out, err = process.communicate(timeout=LIMIT_S)
+  return process.returncode, out, err
+
+
+def run_together(
+  count: int, records: Path, workdir: Path, **options: object
+) -> list[tuple[int, str, str]]:
+  """A run in `count` processes that find each other on this machine."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  started = []
+  for number in range(count):
+    variables = {
+      "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+      "JAX_NUM_PROCESSES": str(count),
+      "JAX_PROCESS_ID": str(number),
+    }
+    started.append(start(records, workdir, variables, **options))
+  return [finish(process) for process in started]
+
+
+def logged(workdir: Path) -> list[dict]:
+  """metrics.jsonl without the times."""
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def compiles(workdir: Path) -> list[int]:
+  """How often the step had been compiled, at each logged step."""
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line)["compiles"] for line in lines]
+
+
+def saved_arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
+  """All arrays of a checkpoint by name, read without knowing their shapes."""
+  with ocp.StandardCheckpointer() as reader:
+    metadata = reader.metadata((workdir / "checkpoints" / str(step) / "state").resolve())
+    tree = metadata.item_metadata.tree
+  import jax
+
+  handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+  restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+  found = handler.restore(
+    (workdir / "checkpoints" / str(step) / "state").resolve(),
+    args=ocp.args.PyTreeRestore(restore_args=restore_args),
+  )
+  flat = jax.tree_util.tree_flatten_with_path(found)[0]
+  return {jax.tree_util.keystr(path): np.asarray(value) for path, value in flat}

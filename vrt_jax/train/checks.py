@@ -1,0 +1,109 @@
+"""Refuses, before the first step, set-ups that would fail later or train nothing."""
+
+import jax
+
+from vrt_jax.config import ImageConfig, TrainConfig
+from vrt_jax.data.chat import VRT_TOKENS, ChatTokenizer
+from vrt_jax.metrics.summary import METRICS
+from vrt_jax.runtime import batch_parts
+from vrt_jax.train.state import Frozen, TrainState, parameter_counts
+
+MIN_TEXT_TOKENS = 32
+"""What a bucket needs beside the visual tokens of its patches."""
+
+
+def check_numbers(config: TrainConfig) -> None:
+  """Settings that fit no run, whatever the model and the devices.
+
+  Raises:
+    ValueError: one line that names the field.
+  """
+  positive = {
+    "optim.steps": config.optim.steps,
+    "optim.batch_size": config.optim.batch_size,
+    "optim.accumulation_steps": config.optim.accumulation_steps,
+    "log_every": config.log_every,
+    "checkpoint_every": config.checkpoint_every,
+    "keep_checkpoints": config.keep_checkpoints,
+    "eval.batch_size": config.eval.batch_size,
+  }
+  for name, value in positive.items():
+    if value < 1:
+      raise ValueError(f"{name} is {value}, it must be at least 1")
+  for name, value in {
+    "optim.max_skipped_steps": config.optim.max_skipped_steps,
+    "eval_every": config.eval_every,
+    "model.lora.rank": config.model.lora.rank,
+  }.items():
+    if value < 0:
+      raise ValueError(f"{name} is {value}, it must not be negative")
+  if config.eval_every % config.checkpoint_every:
+    raise ValueError(
+      f"eval_every {config.eval_every} is not a multiple of checkpoint_every "
+      f"{config.checkpoint_every}"
+    )
+  if config.best_metric not in METRICS:
+    raise ValueError(f'best_metric "{config.best_metric}" is none of {", ".join(METRICS)}')
+
+
+def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh, num_records: int) -> None:
+  """Batches that the mesh cannot divide.
+
+  Raises:
+    ValueError: one line with both numbers.
+  """
+  size, steps, parts = config.optim.batch_size, config.optim.accumulation_steps, batch_parts(mesh)
+  if size % (parts * steps):
+    raise ValueError(
+      f"optim.batch_size {size} does not divide into {steps} accumulation steps on {parts} parts "
+      "of the mesh (data x fsdp)"
+    )
+  if num_records and config.eval.batch_size % parts:
+    raise ValueError(
+      f"eval.batch_size {config.eval.batch_size} does not divide over {parts} parts of the mesh "
+      "(data x fsdp)"
+    )
+  if config.eval_every and not num_records:
+    raise ValueError(f"eval_every is {config.eval_every}, but there are no held-out records")
+
+
+def check_buckets_hold(config: TrainConfig, image: ImageConfig) -> None:
+  """Buckets too small for the pictures that `image` makes.
+
+  Raises:
+    ValueError: it names the bucket.
+  """
+  largest = image.max_pixels // image.patch_size**2
+  for name, buckets in (
+    ("data.buckets", config.data.buckets),
+    ("eval.prompt_buckets", config.eval.prompt_buckets),
+  ):
+    for tokens, patches in buckets:
+      visual = patches // image.merge_size**2
+      if tokens < visual + MIN_TEXT_TOKENS:
+        raise ValueError(
+          f"{name}: ({tokens}, {patches}) has {tokens} tokens, for {visual} visual ones and at "
+          f"least {MIN_TEXT_TOKENS} of text"
+        )
+  most = max(patches for _, patches in config.data.buckets)
+  if most < largest:
+    raise ValueError(
+      f"data.buckets hold {most} patches, pictures of image.max_pixels have up to {largest}"
+    )
+
+
+def check_tokens(tokenizer: ChatTokenizer) -> None:
+  """A tokenizer that does not know Sa2VA's tokens as single ones.
+
+  Raises:
+    ValueError: it names the first token that is missing.
+  """
+  for token in VRT_TOKENS:
+    if len(tokenizer.encode(token)) != 1:
+      raise ValueError(f"the tokenizer of the base model has no token {token}")
+
+
+def check_trainable(state: TrainState, frozen: Frozen) -> None:
+  """Raises ValueError where no parameter trains."""
+  if not sum(trained for trained, _ in parameter_counts(state, frozen).values()):
+    raise ValueError("no parameter trains: see optim.trainable and model.lora.rank")
