@@ -1,0 +1,32 @@
+"""python -m scripts.bench: speed beside PyTorch, a JSON line a measurement.
+
+python -m scripts.bench data_pipeline [--data GLOB] [--tokenizer DIR]
+
+`ratio` is PyTorch's time by ours: above 1 we are faster. Needs the [test] extra.
+"""
+
+import json
+import sys
+
+from scripts.bench_data import DataArgs, measure_data
+from vrt_jax import cli
+
+NAMES = ("data_pipeline",)
+
+
+def main() -> None:
+  """Command line: a name and its options."""
+  name, *options = sys.argv[1:] or [""]
+  prog = f"python -m scripts.bench {name}"
+  if name == "data_pipeline":
+    result = measure_data(cli.parse(DataArgs, options, prog))
+  elif name in ("--help", "-h"):
+    print(__doc__)
+    return
+  else:
+    raise ValueError(f"unknown measurement {name!r}: choose from {', '.join(NAMES)}")
+  print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+  cli.run(main)

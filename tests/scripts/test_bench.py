@@ -1,0 +1,58 @@
+"""The command that measures speed beside PyTorch."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts import bench, bench_data, photo_records
+from tests import tiny
+from vrt_jax.data.transforms import segmentation_of, small_object_mask
+
+
+def test_names_and_options_are_checked(monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setattr("sys.argv", ["bench", "speed"])
+  with pytest.raises(ValueError, match="unknown measurement 'speed': choose from data_pipeline"):
+    bench.main()
+  monkeypatch.setattr("sys.argv", ["bench", "data_pipeline", "--color", "red"])
+  with pytest.raises(ValueError, match="--color"):
+    bench.main()
+
+
+def test_both_sides_are_measured(tmp_path: Path):
+  path = tiny.write_train(tmp_path / "train.tfrecord", [tiny.train_record(i) for i in range(3)])
+  args = bench_data.DataArgs(batch_size=1, batches=2, repeats=1)
+  speeds = bench_data.compare(args, path, workers=0)
+  assert set(speeds) == {"jax", "torch", "ratio"}
+  assert min(speeds.values()) > 0
+  assert speeds["ratio"] == pytest.approx(speeds["jax"] / speeds["torch"], rel=0.05)
+
+
+@pytest.mark.slow
+def test_the_whole_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+  argv = ["bench", "data_pipeline", "--repeats", "1", "--batches", "2"]
+  monkeypatch.setattr("sys.argv", argv)
+  bench.main()
+  line = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert line["name"] == "data_pipeline"
+  assert line["ratio"] > 1
+  assert line["worker_ratio"] > 1
+
+
+def test_photo_like_records():
+  record = photo_records.photo_record(0)
+  picture = Image.open(io.BytesIO(record.image))
+  assert picture.size == (2250, 1500)
+  assert 500_000 < len(record.image) < 3_000_000  # a photograph of this size has about 1 MB
+  objects = record.annotation["original_annotation"]["objects_anns"]
+  size = (picture.height, picture.width)
+  shares = [
+    small_object_mask(segmentation_of(objects, tag), size, tag, (256, 256), "nearest").mean()
+    for tag in objects
+  ]
+  assert len(shares) == 6
+  assert all(0.02 < share < 0.25 for share in shares)
+  assert len(np.unique(shares)) == 6
