@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from vrt_jax.data import tfds_builders
 from vrt_jax.data.buckets import pad_to_bucket
 from vrt_jax.data.pipeline import BatchIterator, record_order
 from vrt_jax.data.records import TrainRecord
@@ -186,6 +187,17 @@ def test_hosts_agree_on_a_bucket(records_file: str):
     mixed += len(set(sizes)) > 1
     assert_equal([together([pad_to_bucket(p, max(sizes)) for p in rows])], [whole])
   assert mixed
+
+
+def test_a_prepared_folder_gives_the_same_batches(tmp_path: Path):
+  records = [tiny.train_record(i) for i in range(NUM_RECORDS)]
+  path = tiny.write_train(tmp_path / "train.tfrecord", records)
+  tfds_builders.build(tfds_builders.Vrt80k, path, tmp_path / "prepared")
+  expected = take(stream(path), 3)
+  for workers in (0, 1):
+    batches = stream(str(tmp_path / "prepared"), num_workers=workers)
+    assert_equal(take(batches, 3), expected)
+    batches.close()
 
 
 @pytest.mark.parametrize(
