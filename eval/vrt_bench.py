@@ -4,7 +4,8 @@
 
 Writes `ver_evaluation_results.json`, `report.html` and overlay pictures, and prints R-LQ, R-SQ and
 A-mIoU. Greedy decoding; without thinking every mask is an answer, as in the reference
-(vrt_eval_single.py, VERLLMEvaluator).
+(vrt_eval_single.py, VERLLMEvaluator). Several processes (`vrt_jax.runtime.start_processes`) divide
+each batch over their devices; one writes.
 """
 
 import hashlib
@@ -16,16 +17,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 from eval.report import write_report
 from vrt_jax import cli
-from vrt_jax.config import EvalConfig
+from vrt_jax.config import EvalConfig, MeshConfig
 from vrt_jax.data.records import EvalRecord
 from vrt_jax.data.sources import eval_source
 from vrt_jax.evaluate import evaluate, headline
 from vrt_jax.generate.predictor import Predictor, Request, prompt_bucket
 from vrt_jax.model_directory import Loaded, load
+from vrt_jax.runtime import batch_parts, is_leader, make_mesh, say, start_processes
 
 PATCH_STEP = 256
 """Patches of a bucket are a multiple of this; tokens, of the predictor's step of 64."""
@@ -52,6 +55,7 @@ class Args:
   max_masks: int = 64
   """[SEG] a text whose masks are kept."""
   batch_size: int = 1
+  """Rounded up to a multiple of the devices where there are several processes."""
   num_samples: int = 0
   """Records that are scored, from the first; 0 for all."""
   pictures: int = 20
@@ -113,8 +117,10 @@ def bench(args: Args) -> dict[str, Any]:
   records = [source[i] for i in range(min(args.num_samples or len(source), len(source)))]
   loaded = load(args.checkpoint)
   sizes = prompt_sizes(loaded, records, thinking)
+  mesh = make_mesh(MeshConfig()) if jax.process_count() > 1 else None
+  parts = batch_parts(mesh) if mesh else 1
   config = EvalConfig(
-    batch_size=min(args.batch_size, len(records)),
+    batch_size=-(-min(args.batch_size, len(records)) // parts) * parts,
     max_new_tokens=args.max_new_tokens,
     max_masks=args.max_masks,
     prompt_buckets=choose_buckets(sizes, MAX_BUCKETS),
@@ -123,7 +129,7 @@ def bench(args: Args) -> dict[str, Any]:
   )
   order = sorted(range(len(records)), key=lambda i: (sizes[i][1], sizes[i][0], i))
   results = evaluate(
-    Predictor(loaded, config, thinking=thinking),
+    Predictor(loaded, config, thinking=thinking, mesh=mesh),
     records,
     args.out,
     config,
@@ -133,8 +139,9 @@ def bench(args: Args) -> dict[str, Any]:
     model_path=args.checkpoint,
     description="generate",
   )
-  images = {record.key: record.image for record in records}
-  write_report(results, args.out, images, max_pictures=args.pictures)
+  if is_leader():
+    images = {record.key: record.image for record in records}
+    write_report(results, args.out, images, max_pictures=args.pictures)
   return results
 
 
@@ -147,9 +154,10 @@ def settings_hash(loaded: Loaded, config: EvalConfig, thinking: bool) -> str:
 def main() -> None:
   """Command line."""
   args = cli.parse(Args, sys.argv[1:], "python -m eval.vrt_bench")
+  start_processes()
   results = bench(args)
-  print(f"{headline(results)}  ({results['total_samples']} samples)")
-  print(f"written to {args.out}")
+  say(f"{headline(results)}  ({results['total_samples']} samples)")
+  say(f"written to {args.out}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,12 @@ import orbax.checkpoint as ocp
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = {"step_seconds", "tokens_per_second", "compiles"}
 LIMIT_S = 600
+ENVIRONMENT = {
+  **os.environ,
+  "JAX_PLATFORMS": "cpu",
+  "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+}
+"""Programs run a few steps only: compiling them quickly counts more."""
 
 
 def start(
@@ -20,8 +26,7 @@ def start(
 ) -> subprocess.Popen:
   """Starts a run; compiled programs are kept beside the records."""
   environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
+    **ENVIRONMENT,
     "JAX_COMPILATION_CACHE_DIR": str(records / "programs"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
@@ -50,9 +55,9 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 def run_together(
-  count: int, records: Path, workdir: Path, **options: object
+  count: int, records: Path, workdir: Path, last: dict | None = None, **options: object
 ) -> list[tuple[int, str, str]]:
-  """A run in `count` processes that find each other on this machine."""
+  """A run in `count` processes that find each other on this machine; `last` is for the last one."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
@@ -63,7 +68,8 @@ def run_together(
       "JAX_NUM_PROCESSES": str(count),
       "JAX_PROCESS_ID": str(number),
     }
-    started.append(start(records, workdir, variables, **options))
+    own = options | (last or {}) if number == count - 1 else options
+    started.append(start(records, workdir, variables, **own))
   return [finish(process) for process in started]
 
 

@@ -10,6 +10,7 @@ finite.
 
 import dataclasses
 import json
+import logging
 import os
 import signal
 import sys
@@ -87,6 +88,7 @@ def fail_at(options: dict) -> None:
 def main() -> None:
   """Runs what the command line says."""
   records, workdir, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+  logging.getLogger("absl").setLevel(logging.CRITICAL)  # as the command does
   start_processes()
   jax.config.update("jax_num_cpu_devices", options.pop("devices", 1))
   fail_at(options)

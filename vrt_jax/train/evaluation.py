@@ -9,7 +9,8 @@ import jax
 
 from vrt_jax import evaluate
 from vrt_jax.config import TrainConfig
-from vrt_jax.data.records import EvalRecord, read_eval_records
+from vrt_jax.data.records import EvalRecord
+from vrt_jax.data.sources import eval_source
 from vrt_jax.generate.predictor import Predictor
 from vrt_jax.metrics.results import RESULTS_FILE
 from vrt_jax.model_directory import Loaded
@@ -89,8 +90,9 @@ def held_out_records(config: TrainConfig, pattern: str) -> list[EvalRecord]:
   """The first eval.num_samples records (0: all); none without a pattern."""
   if not pattern:
     return []
-  records = list(read_eval_records(pattern))
-  return records[: config.eval.num_samples or None]
+  source = eval_source(pattern)
+  count = min(config.eval.num_samples or len(source), len(source))
+  return [source[i] for i in range(count)]
 
 
 def config_hash(config: TrainConfig) -> str:

@@ -9,9 +9,10 @@ import optax
 from flax import nnx
 from jax import Array
 
-from vrt_jax.config import OptimConfig, SftLossConfig
+from vrt_jax.config import OptimConfig, Remat, SftLossConfig
 from vrt_jax.losses.mask import mask_losses
 from vrt_jax.losses.token import cross_entropy
+from vrt_jax.ops.sharding import on_mesh
 from vrt_jax.train.state import Frozen, TrainState
 from vrt_jax.types import IGNORE_INDEX, Batch
 
@@ -26,7 +27,7 @@ def sft_loss(
   key: Array,
   totals: tuple[Array, Array],
   config: SftLossConfig,
-  remat: bool,
+  remat: Remat,
 ) -> tuple[Array, Metrics]:
   """Weighted loss of a (part of a) batch, normalised by the whole batch's `totals`.
 
@@ -55,11 +56,14 @@ def sft_loss(
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:
-  """[B, ..] -> [parts, B / parts, ..] in every array (position_ids keep their leading 3)."""
+  """[B, ..] -> [parts, B / parts, ..] in every array (position_ids keep their leading 3).
+
+  Part i has the rows i, i + parts, i + 2 parts, ..: every device keeps its rows.
+  """
 
   def split(x: Array, axis: int = 0) -> Array:
-    shape = (*x.shape[:axis], parts, x.shape[axis] // parts, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x.reshape(shape), axis, 0)
+    shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x.reshape(shape), axis + 1, 0)
 
   position_ids = split(batch.text.position_ids, axis=1)
   rest = batch.replace(text=batch.text.replace(position_ids=batch.text.input_ids))
@@ -133,13 +137,15 @@ def make_sft_step(
   gradient is not finite the step is skipped, see `keep_if_finite`.
   """
   placement = jax.tree.map(lambda x: x.sharding, like)
+  mesh = like.step.sharding.mesh.abstract_mesh
 
   @partial(jax.jit, donate_argnums=0, out_shardings=(placement, like.step.sharding))
   def sft_step(
     state: TrainState, frozen: Frozen, batch: Batch, key: Array
   ) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(key, state.step)
-    grads, metrics = sft_gradients(state, frozen, batch, key, optim, loss)
+    with on_mesh(mesh):
+      grads, metrics = sft_gradients(state, frozen, batch, key, optim, loss)
     grad_norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
