@@ -88,7 +88,8 @@ def fail_at(options: dict) -> None:
 def main() -> None:
   """Runs what the command line says."""
   records, workdir, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-  logging.getLogger("absl").setLevel(logging.CRITICAL)  # as the command does
+  for name in ("absl", "asyncio"):  # as the command does
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   start_processes()
   jax.config.update("jax_num_cpu_devices", options.pop("devices", 1))
   fail_at(options)

@@ -5,6 +5,7 @@ import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -223,6 +224,11 @@ def test_a_full_disk_ends_a_run_with_one_line_and_good_checkpoints(
       with opened(tmp_path, keep=1) as checkpoints:
         checkpoints.save(at(state, 3), {}, KEY)
         checkpoints.wait()
+  with monkeypatch.context() as patch:  # noticed before
+    patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10**9, free=10**6))
+    with pytest.raises(OSError, match=r"\(No space left: it needs \d MB, 1 MB are free\)"):
+      with opened(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(at(state, 3), {}, KEY)
   with opened(tmp_path) as checkpoints:
     assert int(checkpoints.restore(new_state(1)).state.step) == 2
   assert steps_in(tmp_path) == {"1", "2"}

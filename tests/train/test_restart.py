@@ -101,7 +101,7 @@ def test_a_disk_that_fills_up_ends_a_run_with_one_line(records: Path, tmp_path: 
   small = tmp_path / "small"
   small.mkdir()
   mounted = shutil.which("mount") and subprocess.run(
-    ["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", str(small)], capture_output=True
+    ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(small)], capture_output=True
   )
   if not mounted or mounted.returncode:
     pytest.skip("a small file system cannot be mounted here")

@@ -65,7 +65,8 @@ def main() -> None:
   from vrt_jax.runtime import say, start_processes, use_cpu_cores  # after --help: it needs no JAX
   from vrt_jax.train.loop import train
 
-  logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it also raises
+  for name in ("absl", "asyncio"):  # Orbax logs what it also raises
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   start_processes()
   use_cpu_cores(
     math.gcd(config.optim.batch_size // config.optim.accumulation_steps, config.eval.batch_size)

@@ -11,6 +11,7 @@ complete. Older ones are deleted after that; the last `keep` and the best one st
 import contextlib
 import dataclasses
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ from vrt_jax.train.state import TrainState
 FOLDER = "checkpoints"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 """What Orbax raises where files are missing, cut off or not what they should be."""
+
+METADATA_BYTES = 4_000_000
+"""Room for what a checkpoint holds beside its arrays."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +118,14 @@ class Checkpoints:
     Arrays are copied before it returns, files are written in the background.
 
     Raises:
-      OSError: this or the save before it could not be written; good checkpoints stay.
+      OSError: the disk has no room for it, or this or the save before it could not be written; good
+        checkpoints stay.
     """
     step = int(state.step)
     if step in self.steps():
       return
+    self.wait()
+    self._check_room(sum(x.nbytes for x in jax.tree.leaves(state)) + METADATA_BYTES)
     run = {
       "rng_key": np.asarray(jax.random.key_data(key)).tolist(),
       "lora": dataclasses.asdict(self._lora),
@@ -219,6 +226,14 @@ class Checkpoints:
   def _note_metrics(self, step: int, metrics: dict[str, float]) -> None:
     if self._best_metric in metrics:
       self._values[step] = metrics[self._best_metric]
+
+  def _check_room(self, num_bytes: int) -> None:
+    """Orbax is not begun on a disk that is too full: it would leave more than one message."""
+    usage = shutil.disk_usage(self._folder)
+    is_short = 0 < usage.total and usage.free < num_bytes  # some network disks tell no size
+    if largest(int(is_short)):
+      needed, free = (f"{n / 1e6:,.0f} MB" for n in (num_bytes, usage.free))
+      raise self._not_written(OSError(f"No space left: it needs {needed}, {free} are free"))
 
   def _not_written(self, error: BaseException) -> OSError:
     good = [int(p.name) for p in self._folder.glob("*") if p.name.isdecimal()]

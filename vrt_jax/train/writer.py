@@ -3,10 +3,13 @@
 import json
 import math
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 from vrt_jax.runtime import is_leader
@@ -44,7 +47,7 @@ class MetricWriter(SilentWriter):
     self._path = workdir / "metrics.jsonl"
     drop_lines_from(self._path, first_step)
     self._file = self._path.open("a")
-    self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+    self._board = Board(workdir / "tensorboard", first_step)
     self._bar = tqdm(total=num_steps, initial=first_step, desc="train", unit="step")
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -52,9 +55,7 @@ class MetricWriter(SilentWriter):
     figures = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
     self._file.write(json.dumps({"step": step, **figures}, allow_nan=False) + "\n")
     self._file.flush()
-    for name, value in figures.items():
-      if value is not None:
-        self._board.add_scalar(name, value, step)
+    self._board.write(step, {name: v for name, v in figures.items() if v is not None})
     self._bar.set_postfix(loss=f"{metrics['loss']:.3f}")
 
   def advance(self) -> None:
@@ -71,8 +72,36 @@ class MetricWriter(SilentWriter):
     traceback: TracebackType | None,
   ) -> None:
     self._bar.close()
-    self._board.close()
-    self._file.close()
+    try:
+      self._board.close()
+      self._file.close()
+    except OSError:
+      if error is None:
+        raise  # else the error that ends the run is reported, not what follows from it
+
+
+class Board:
+  """An event file of TensorBoard, written at once: a full disk is an error of the step it meets.
+
+  Steps from `first_step` on that are in older files of the folder are hidden.
+  """
+
+  def __init__(self, folder: Path, first_step: int):
+    folder.mkdir(parents=True, exist_ok=True)
+    self._events = EventsWriter(str(folder / "events"))
+    start = SessionLog(status=SessionLog.START)
+    self._events.write_event(Event(wall_time=time.time(), step=first_step, session_log=start))
+
+  def write(self, step: int, figures: dict[str, float]) -> None:
+    """Adds the figures of a step."""
+    for name, value in figures.items():
+      scalar = summary.scalar(name, value)
+      self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar))
+    self._events.flush()
+
+  def close(self) -> None:
+    """Ends the file."""
+    self._events.close()
 
 
 def open_writer(workdir: Path, first_step: int, num_steps: int) -> SilentWriter:
