@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import AbstractMesh
 from jaxtyping import Bool, Float, Int32, Key
 
 from vrt_jax.generate.sampling import Sampling, sample
 from vrt_jax.models.qwen3_vl.text import KVCache
 from vrt_jax.models.sa2va import Sa2VA
 from vrt_jax.ops.attention import AttentionMask
+from vrt_jax.ops.sharding import on_mesh
 from vrt_jax.types import TextInputs, VisionInputs
 
 
@@ -149,7 +151,7 @@ def decode_step(
   return state, language.logits(hidden[:, 0])
 
 
-@partial(jax.jit, static_argnames=("max_new_tokens", "max_masks", "sampling", "ids"))
+@partial(jax.jit, static_argnames=("max_new_tokens", "max_masks", "sampling", "ids", "mesh"))
 def generate(
   graphdef: nnx.GraphDef,
   params: nnx.State,
@@ -160,9 +162,26 @@ def generate(
   max_masks: int,
   sampling: Sampling,
   ids: TokenIds,
+  mesh: AbstractMesh | None = None,
 ) -> Generation:
-  """Text and low-resolution mask logits for a batch of prompts, in one program."""
+  """Text and low-resolution mask logits for a batch of prompts, in one program.
+
+  `mesh` is the one over which parameters and inputs are divided.
+  """
   model = nnx.merge(graphdef, params)
+  with on_mesh(mesh):
+    return _generate(model, inputs, key, max_new_tokens, max_masks, sampling, ids)
+
+
+def _generate(
+  model: Sa2VA,
+  inputs: GenerationInputs,
+  key: Key[Array, ""],
+  max_new_tokens: int,
+  max_masks: int,
+  sampling: Sampling,
+  ids: TokenIds,
+) -> Generation:
   vocab = model.config.text.vocab_size
   forbidden = jnp.zeros(vocab, bool).at[jnp.asarray(ids.forbidden)].set(True)
   prompt_slots = inputs.text.input_ids.shape[1]

@@ -139,6 +139,7 @@ class Predictor:
       max_masks=self._config.max_masks,
       sampling=self._sampling,
       ids=self._ids,
+      mesh=self._mesh.abstract_mesh if self._mesh else None,
     )
     out = fetch(out)
     for i, image_size in enumerate(image_sizes):

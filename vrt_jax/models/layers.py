@@ -6,16 +6,25 @@ its axes as `axes` metadata; `vrt_jax.runtime` maps them to mesh axes.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int32, Key
 
 from vrt_jax.config import LoraConfig
+from vrt_jax.ops.sharding import FSDP_AXIS, ambient_mesh, divides_weights
+from vrt_jax.runtime import mesh_axes
 
 Axes = tuple[str | None, ...]
+M = TypeVar("M", bound=nnx.Module)
+
+GATHERED = "gathered_weights"
 
 
 class ShapeRngs(nnx.Rngs):
@@ -36,6 +45,47 @@ def param(
   if isinstance(rngs, ShapeRngs):
     return kind(jnp.zeros(shape, jnp.float32), axes=axes)
   return kind(init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+def whole_weights(state: nnx.State) -> nnx.State:
+  """Parameters whose parts on the fsdp axis are brought together, as their module is about to run.
+
+  Their gradients are divided again as they are summed. Without such a mesh nothing happens. Named
+  `GATHERED`, so that a layer's whole weights are not kept for the backward pass.
+  """
+  if not divides_weights():
+    return state
+  mesh = ambient_mesh()
+
+  def gather(variable: nnx.Variable) -> nnx.Variable:
+    value = variable.get_value()
+    axes = variable.get_metadata().get("axes", (None,) * value.ndim)
+    names = mesh_axes(axes, value.shape, mesh.shape)
+    if FSDP_AXIS not in names:
+      return variable
+    return variable.replace(_gather(value, PartitionSpec(*names)))
+
+  return jax.tree.map(gather, state, is_leaf=lambda v: isinstance(v, nnx.Variable))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(value: Array, spec: PartitionSpec) -> Array:
+  whole = PartitionSpec(*[None if name == FSDP_AXIS else name for name in spec])
+  return checkpoint_name(jax.lax.with_sharding_constraint(value, whole), GATHERED)
+
+
+_gather.defvjp(
+  lambda value, spec: (_gather(value, spec), None),
+  lambda spec, _, gradient: (jax.lax.with_sharding_constraint(gradient, spec),),
+)
+
+
+def with_whole_weights(module: M) -> M:
+  """The module with `whole_weights`."""
+  if not divides_weights():
+    return module
+  graphdef, state = nnx.split(module)
+  return nnx.merge(graphdef, whole_weights(state))
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -61,8 +111,13 @@ class Linear(nnx.Module):
     self.bias = param(rngs, (out_features,), zeros, axes[:1]) if bias else None
 
   def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
+    shape = x.shape
+    if x.ndim > 3:  # maps: as a matrix product, not as a convolution
+      x = x.reshape(shape[0], -1, shape[-1])
     y = jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
-    return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+    if self.bias is not None:
+      y = y + self.bias[...].astype(x.dtype)
+    return y.reshape(*shape[:-1], -1)
 
 
 class LoraLinear(Linear):

@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Float, Int32, Key, UInt8
 
 from vrt_jax.config import ModelConfig, Remat
-from vrt_jax.models.layers import Linear, ShapeRngs
+from vrt_jax.models.layers import Linear, ShapeRngs, with_whole_weights
 from vrt_jax.models.qwen3_vl.model import Qwen3VL
 from vrt_jax.models.sam2.model import MaskOutput, Sam2
 from vrt_jax.types import Batch
@@ -53,7 +53,7 @@ class Sa2VA(nnx.Module):
     """Prompts of the mask decoder from the last layer's output (before the final norm) at [SEG]."""
     if self.config.seg_hidden == "post_norm":
       hidden = self.qwen.language_model.final_norm(hidden)
-    return self.text_hidden_fcs(hidden)
+    return with_whole_weights(self.text_hidden_fcs)(hidden)
 
   def masks(
     self, grounding_image: UInt8[Array, "B Y X 3"], seg_hidden: Float[Array, "B M D"]

@@ -1,24 +1,42 @@
-"""Where activations live inside a jitted function: the batch over the mesh that `jax.set_mesh` set.
+"""Where activations live inside a jitted function: the batch over the ambient mesh.
 
-Without a mesh every function here gives its argument back, so models need not know of one.
+The training step and `generate` set that mesh (`on_mesh`). Without one every function here gives
+its argument back, so models need not know of it.
 """
+
+import contextlib
+from collections.abc import Iterator
 
 import jax
 from jax import Array
 from jax.sharding import AbstractMesh, PartitionSpec
 
-BATCH_AXES = ("data", "fsdp")
+FSDP_AXIS = "fsdp"
+BATCH_AXES = ("data", FSDP_AXIS)
 TENSOR_AXIS = "tensor"
 
 
+@contextlib.contextmanager
+def on_mesh(mesh: AbstractMesh | None) -> Iterator[None]:
+  """Inside a function that is traced: its arrays live on `mesh`; None for a single device."""
+  with contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh):
+    yield
+
+
 def ambient_mesh() -> AbstractMesh | None:
-  """The mesh of `jax.set_mesh`, None without one or on a single device."""
+  """The mesh of `on_mesh`, None without one or on a single device."""
   mesh = jax.sharding.get_abstract_mesh()
   return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def divides_weights() -> bool:
+  """Whether the mesh divides parameters over its fsdp axis."""
+  mesh = ambient_mesh()
+  return mesh is not None and mesh.shape[FSDP_AXIS] > 1
+
+
 def on_tpu() -> bool:
-  """Whether the program that is traced is for TPUs: those of `jax.set_mesh`, or the default."""
+  """Whether the program that is traced is for TPUs: the mesh's devices, or the default."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.abstract_device is None:
     return jax.default_backend() == "tpu"

@@ -12,6 +12,7 @@ from jax import Array
 from vrt_jax.config import OptimConfig, Remat, SftLossConfig
 from vrt_jax.losses.mask import mask_losses
 from vrt_jax.losses.token import cross_entropy
+from vrt_jax.ops.sharding import on_mesh
 from vrt_jax.train.state import Frozen, TrainState
 from vrt_jax.types import IGNORE_INDEX, Batch
 
@@ -136,13 +137,15 @@ def make_sft_step(
   gradient is not finite the step is skipped, see `keep_if_finite`.
   """
   placement = jax.tree.map(lambda x: x.sharding, like)
+  mesh = like.step.sharding.mesh.abstract_mesh
 
   @partial(jax.jit, donate_argnums=0, out_shardings=(placement, like.step.sharding))
   def sft_step(
     state: TrainState, frozen: Frozen, batch: Batch, key: Array
   ) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(key, state.step)
-    grads, metrics = sft_gradients(state, frozen, batch, key, optim, loss)
+    with on_mesh(mesh):
+      grads, metrics = sft_gradients(state, frozen, batch, key, optim, loss)
     grad_norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)

@@ -8,16 +8,25 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float, Int32, Key
 
 from vrt_jax.config import LoraConfig, Remat, TextConfig
-from vrt_jax.models.layers import Embedding, Linear, LoraLinear, RMSNorm, stack
+from vrt_jax.models.layers import (
+  GATHERED,
+  Embedding,
+  Linear,
+  LoraLinear,
+  RMSNorm,
+  stack,
+  whole_weights,
+)
 from vrt_jax.ops.attention import AttentionMask, attention
 from vrt_jax.ops.rope import apply_rope, mrope_cos_sin
-from vrt_jax.ops.sharding import constrain_batch, gathered
+from vrt_jax.ops.sharding import constrain_batch, divides_weights, gathered
 from vrt_jax.ops.splash import RESIDUALS
 
 Rope = tuple[Array, Array]
 LINEARS_PER_LAYER = 7
 _KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
 REMAT_POLICIES = {
+  "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
   "full": _KEEP_ATTENTION,
   "linears": jax.checkpoint_policies.save_from_both_policies(
     _KEEP_ATTENTION, jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -220,12 +229,13 @@ class TextDecoder(nnx.Module):
       x, cache = constrain_batch(carry[0]), carry[1]
       layer_state, layer, key = layer_inputs
       cached = None if cache is None else _CacheSlice(cache, layer, cache_slot)
-      x, cache = nnx.merge(graphdef, layer_state)(x, rope, mask, cached, key)
+      layer_module = nnx.merge(graphdef, whole_weights(layer_state))
+      x, cache = layer_module(x, rope, mask, cached, key)
       if deepstack is not None:
         x = _add_deepstack(x, deepstack, visual_index, layer)
       return (x, cache), None
 
-    if remat != "none":
+    if remat != "none" or divides_weights():
       body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[remat])
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_layers)
     carry, _ = jax.lax.scan(

@@ -9,7 +9,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, UInt8
 
 from vrt_jax.config import VisionConfig
-from vrt_jax.models.layers import Embedding, LayerNorm, Linear, gelu_exact, gelu_tanh, stack
+from vrt_jax.models.layers import (
+  Embedding,
+  LayerNorm,
+  Linear,
+  gelu_exact,
+  gelu_tanh,
+  stack,
+  whole_weights,
+  with_whole_weights,
+)
 from vrt_jax.ops.attention import AttentionMask, attention
 from vrt_jax.ops.rope import apply_rope, vision_cos_sin
 from vrt_jax.ops.sharding import constrain_batch
@@ -136,10 +145,10 @@ class VisionTower(nnx.Module):
     rope = vision_cos_sin(vision.patch_positions, self.config.hidden_size // self.config.num_heads)
     mask = AttentionMask(vision.patch_segments, vision.patch_segments)
     x, taps = self._run_blocks(x, rope, mask)
-    return self.merger(x), self._merge_taps(taps)
+    return with_whole_weights(self.merger)(x), self._merge_taps(taps)
 
   def _position_embeddings(self, vision: VisionInputs) -> Float[Array, "B P D"]:
-    rows = self.pos_embed(vision.pos_embed_index)  # [B, P, 4, D]
+    rows = with_whole_weights(self.pos_embed)(vision.pos_embed_index)  # [B, P, 4, D]
     return jnp.einsum("bpcd,bpc->bpd", rows.astype(jnp.float32), vision.pos_embed_weight)
 
   def _run_blocks(
@@ -155,7 +164,7 @@ class VisionTower(nnx.Module):
       x, taps = carry
       block_state, slot = layer
       x = constrain_batch(x)
-      x = nnx.merge(graphdef, block_state)(x, rope, mask)
+      x = nnx.merge(graphdef, whole_weights(block_state))(x, rope, mask)
       if num_taps:
         taps = taps.at[slot].set(x, mode="drop")
       return (x, taps), None
@@ -168,4 +177,4 @@ class VisionTower(nnx.Module):
     if self.deepstack_merger_list is None:
       return None
     graphdef, state = nnx.split(self.deepstack_merger_list)
-    return jax.vmap(lambda state, tap: nnx.merge(graphdef, state)(tap))(state, taps)
+    return jax.vmap(lambda state, tap: nnx.merge(graphdef, state)(tap))(whole_weights(state), taps)

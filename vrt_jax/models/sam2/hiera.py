@@ -1,5 +1,7 @@
 """Hiera, the image trunk of SAM 2 (Ryali et al., arXiv 2306.00989; sam2 backbones/hieradet.py)."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,14 @@ from jax import Array
 from jaxtyping import Float
 
 from vrt_jax.config import Sam2Config
-from vrt_jax.models.layers import LayerNorm, Linear, gelu_exact, param
+from vrt_jax.models.layers import (
+  LayerNorm,
+  Linear,
+  gelu_exact,
+  param,
+  whole_weights,
+  with_whole_weights,
+)
 from vrt_jax.models.sam2.transformer import MLP
 from vrt_jax.ops.attention import attention
 from vrt_jax.ops.resize import resize_bicubic
@@ -17,8 +26,8 @@ from vrt_jax.ops.sharding import constrain_batch
 NORM_EPS = 1e-6
 PATCH_STRIDE = 4
 PATCH_KERNEL = 7
-MIN_SCANNED = 4
-"""Length of a run of equal blocks from which on it is a loop."""
+MIN_SCANNED = 3
+"""Blocks of equal width from which on they are a loop."""
 
 
 def max_pool_2x2(x: Float[Array, "B Y X D"]) -> Float[Array, "B Y/2 X/2 D"]:
@@ -143,7 +152,7 @@ class Hiera(nnx.Module):
         heads = config.num_heads * 2**stage
         blocks.append(MultiScaleBlock(d * 2**before, d * 2**stage, heads, window, rngs))
     self.blocks = nnx.List(blocks)
-    self.runs = _runs([(block.window, block.proj is None) for block in blocks])
+    self.runs = _runs([block.proj is not None for block in blocks])
 
   def positions(self, size: tuple[int, int]) -> Float[Array, "Y X D"]:
     """Bicubic background plus the tiled window embedding, float32."""
@@ -163,23 +172,25 @@ class Hiera(nnx.Module):
     return stages
 
 
-def _runs(kinds: list[tuple[int, bool]]) -> tuple[tuple[int, int], ...]:
-  """(start, stop) of runs of equal blocks: of the same window, none that pools among them."""
-  runs: list[tuple[int, int]] = []
-  for i, (window, same_width) in enumerate(kinds):
-    if i and same_width and kinds[i - 1] == (window, True):
-      runs[-1] = (runs[-1][0], i + 1)
-    else:
-      runs.append((i, i + 1))
-  return tuple(runs)
+def _runs(pools: list[bool]) -> tuple[tuple[int, int], ...]:
+  """(start, stop) of blocks that pool, and of the blocks of equal width that follow each."""
+  starts = [i for i, pool in enumerate(pools) if i == 0 or pool or pools[i - 1]]
+  return tuple(itertools.pairwise([*starts, len(pools)]))
 
 
 def _run_blocks(blocks: list[MultiScaleBlock], x: Float[Array, "B Y X D"]) -> Array:
-  """The blocks one after the other; a long run of equal ones is compiled once."""
+  """The blocks one after the other; a long run is a loop, which compiles each window size once."""
   if len(blocks) < MIN_SCANNED:
     for block in blocks:
-      x = block(x)
+      x = with_whole_weights(block)(x)
     return x
-  graphdef = nnx.split(blocks[0])[0]
+  kinds = {block.window: nnx.split(block)[0] for block in blocks}
+  branches = [lambda state, x, g=g: nnx.merge(g, state)(x) for g in kinds.values()]
+  order = jnp.asarray([list(kinds).index(block.window) for block in blocks])
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.state(b) for b in blocks])
-  return jax.lax.scan(lambda x, state: (nnx.merge(graphdef, state)(x), None), x, stacked)[0]
+
+  def body(x: Array, layer: tuple) -> tuple[Array, None]:
+    state, kind = layer
+    return jax.lax.switch(kind, branches, state, x), None
+
+  return jax.lax.scan(body, x, (whole_weights(stacked), order))[0]

@@ -1,0 +1,116 @@
+"""python -m scripts.aot: compiles a recipe's programs for a TPU pod on a machine without one.
+
+python -m scripts.aot --config configs/vrt_sa2va_4b_qwen3_sft.py --topology v5e:4x4
+python -m scripts.aot --config configs/vrt_sa2va_4b_qwen3_sft.py --topology v5p:4x4x8
+  --program prefill --batch-per-chip 4
+
+Prints JSON: HBM a chip by part and whether it fits, model FLOPs, collectives, compile seconds, and
+a roofline ESTIMATE of step time and MFU from the chip's published peaks; nothing runs. Needs the
+extra [aot] (libtpu). Recipe fields follow "--": `-- --optim.remat linears --mesh.tensor 4`.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vrt_jax import cli
+from vrt_jax.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Args:
+  """Compiles a program for TPUs that need not be there."""
+
+  config: Path
+  """Recipe file."""
+  topology: str
+  """Chip and shape: v5e:4x4, v6e:2x4, v5p:4x4x8, .."""
+  program: Literal["sft", "prefill"] = "sft"
+  batch_per_chip: int = 0
+  """Samples a chip; 0 for the recipe's batch over the chips (eval.batch_size for prefill)."""
+  tokens: int = 0
+  """Sequence length; 0 for the first bucket of the recipe."""
+  hlo: Path | None = None
+  """Also write the compiled program's text here."""
+
+
+def compile_program(args: Args, config: TrainConfig) -> dict:
+  """Compiles and measures; returns the report.
+
+  Raises:
+    ValueError: the topology, the mesh or the batch do not fit.
+  """
+  from scripts import aot_programs, aot_report
+  from scripts.chips import chip_of
+  from scripts.hlo import Program
+  from scripts.model_flops import prefill_flops, sft_flops
+
+  chip = chip_of(args.topology)
+  mesh = aot_programs.topology_mesh(args.topology, config.mesh)
+  rows = mesh.shape["data"] * mesh.shape["fsdp"]
+  is_sft = args.program == "sft"
+  batch = args.batch_per_chip * mesh.size or (
+    config.optim.batch_size if is_sft else config.eval.batch_size
+  )
+  if batch % rows:
+    raise ValueError(f"a batch of {batch} does not divide over data x fsdp = {rows}")
+  tokens, patches = config.data.buckets[0] if is_sft else config.eval.prompt_buckets[0]
+  bucket = (args.tokens or tokens, patches)
+
+  started = time.perf_counter()
+  lower = aot_programs.lower_sft if is_sft else aot_programs.lower_prefill
+  lowered = lower(config, mesh, batch, bucket)
+  compiled = lowered.lowered.compile()
+  seconds = time.perf_counter() - started
+  text = compiled.as_text()
+  if args.hlo:
+    args.hlo.write_text(text)
+  program = Program(text)
+  if is_sft:
+    everything = config.optim.trainable == "all"
+    flops = sft_flops(config.model, *bucket, config.data.num_objects, everything)
+  else:
+    flops = prefill_flops(config.model, *bucket)
+  moved = aot_report.collectives(program)
+  per_chip = flops.total * batch / mesh.size
+  return {
+    "program": args.program,
+    "topology": args.topology,
+    "mesh": dict(mesh.shape),
+    "batch": batch,
+    "batch_per_chip": batch / mesh.size,
+    "bucket": {"tokens": bucket[0], "patches": bucket[1]},
+    "remat": config.optim.remat,
+    "trainable": config.optim.trainable,
+    "memory": aot_report.memory(compiled, lowered.parts, program, chip),
+    "score_matrix_elements": aot_report.largest_square(program, bucket[0]),
+    "model_tflops_a_sample": {k: round(v / 1e12, 3) for k, v in flops.parts.items()},
+    "collectives": moved,
+    "estimate": aot_report.roofline(program, chip, per_chip, moved),
+    "compile_seconds": round(seconds, 1),
+    "host_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+  }
+
+
+def main() -> None:
+  """Command line."""
+  own, _, fields = " ".join(sys.argv[1:]).partition(" -- ")
+  args = cli.parse(Args, own.split(), "python -m scripts.aot")
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+  from vrt_jax.train.__main__ import load_recipe
+
+  config = cli.parse(
+    TrainConfig, fields.split(), "python -m scripts.aot ..", load_recipe(args.config)
+  )
+  print(json.dumps(compile_program(args, config), indent=2))
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,161 @@
+"""The programs of a recipe with shapes and shardings in place of arrays, ready to be lowered."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vrt_jax.config import MeshConfig, TrainConfig
+from vrt_jax.generate.decode import GenerationInputs, TokenIds, prefill
+from vrt_jax.models.sa2va import abstract_sa2va
+from vrt_jax.ops.sharding import on_mesh
+from vrt_jax.runtime import MESH_AXES, batch_sharding, param_shardings
+from vrt_jax.train.optim import make_optimizer, trainable_filter
+from vrt_jax.train.sft_step import make_sft_step
+from vrt_jax.train.state import Frozen, TrainState
+from vrt_jax.types import Batch, Targets, TextInputs, VisionInputs
+
+IDS = TokenIds(seg=0, end=0, pad=0, forbidden=())
+"""Which ids they are changes nothing of a program's cost."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+  """A program before compilation, and its arguments by part."""
+
+  lowered: jax.stages.Lowered
+  parts: dict[str, object]
+
+
+def topology_mesh(topology: str, config: MeshConfig) -> Mesh:
+  """A mesh over the chips of a topology that need not be there.
+
+  Raises:
+    ValueError: the name is unknown, or the mesh does not fit its chips.
+  """
+  try:
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+  except (RuntimeError, ValueError, jax.errors.JaxRuntimeError) as error:
+    raise ValueError(f"--topology {topology}: {str(error).splitlines()[0]}") from error
+  sizes = [config.data, config.fsdp, config.tensor]
+  known = int(np.prod([s for s in sizes if s != -1]))
+  if sizes.count(-1) == 1 and len(devices) % known == 0:
+    sizes[sizes.index(-1)] = len(devices) // known
+  if -1 in sizes or int(np.prod(sizes)) != len(devices):
+    raise ValueError(f"mesh {tuple(sizes)} does not fit the {len(devices)} chips of {topology}")
+  placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _placed(state: nnx.State, mesh: Mesh, dtype: jnp.dtype) -> nnx.State:
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding),
+    state,
+    param_shardings(state, mesh),
+  )
+
+
+def _whole(x: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+
+def training_state(config: TrainConfig, mesh: Mesh) -> tuple[TrainState, Frozen]:
+  """As `vrt_jax.train.state.create_state` makes it."""
+  model = abstract_sa2va(config.model)
+  graphdef, trainable, frozen = nnx.split(model, trainable_filter(config.optim.trainable), ...)
+  trainable = _placed(trainable, mesh, jnp.float32)
+  frozen = _placed(frozen, mesh, jnp.dtype(config.model.compute_dtype))
+
+  def place(part: object) -> object:
+    if isinstance(part, nnx.State):
+      return jax.tree.map(
+        lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding),
+        part,
+        trainable,
+      )
+    return _whole(part, mesh)
+
+  optimizer = make_optimizer(config.optim)
+  opt_state = jax.tree.map(
+    place,
+    jax.eval_shape(optimizer.init, trainable),
+    is_leaf=lambda s: isinstance(s, nnx.State),
+  )
+  counter = _whole(jax.ShapeDtypeStruct((), jnp.int32), mesh)
+  return TrainState(counter, trainable, opt_state, counter), Frozen(graphdef, frozen)
+
+
+def inputs(
+  config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]
+) -> tuple[TextInputs, VisionInputs, jax.ShapeDtypeStruct]:
+  """(text, vision, grounding image) of `batch` samples in a bucket."""
+
+  def array(shape: tuple[int, ...], dtype: type, axis: int = 0) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, axis))
+
+  tokens, patches = bucket
+  size = config.image.grounding_size_px
+  text = TextInputs(
+    input_ids=array((batch, tokens), jnp.int32),
+    token_mask=array((batch, tokens), bool),
+    position_ids=array((3, batch, tokens), jnp.int32, 1),
+    visual_index=array((batch, tokens), jnp.int32),
+  )
+  vision = VisionInputs(
+    pixel_values=array((batch, patches, config.model.vision.patch_dim), jnp.uint8),
+    patch_segments=array((batch, patches), jnp.int32),
+    patch_positions=array((batch, patches, 2), jnp.int32),
+    pos_embed_index=array((batch, patches, 4), jnp.int32),
+    pos_embed_weight=array((batch, patches, 4), jnp.float32),
+  )
+  return text, vision, array((batch, size, size, 3), jnp.uint8)
+
+
+def lower_sft(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]) -> Lowered:
+  """The SFT step."""
+  state, frozen = training_state(config, mesh)
+  text, vision, grounding = inputs(config, mesh, batch, bucket)
+  masks, side = config.data.num_objects, config.image.grounding_size_px // 4
+
+  def array(shape: tuple[int, ...], dtype: type) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+
+  targets = Targets(
+    labels=array((batch, bucket[0]), jnp.int32),
+    seg_positions=array((batch, masks), jnp.int32),
+    seg_valid=array((batch, masks), bool),
+    masks=array((batch, masks, side, side), jnp.uint8),
+  )
+  data = Batch(vision=vision, text=text, grounding_image=grounding, targets=targets)
+  step = make_sft_step(make_optimizer(config.optim), config.optim, config.sft, state)
+  key = _whole(jax.eval_shape(lambda: jax.random.key(0)), mesh)
+  parts = {
+    "frozen parameters": frozen.params,
+    "trained parameters": state.trainable,
+    "optimizer": state.opt_state,
+    "batch": data,
+  }
+  return Lowered(step.lower(state, frozen, data, key), parts)
+
+
+def lower_prefill(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]) -> Lowered:
+  """The prompts' pass into a new cache with room for `config.eval.max_new_tokens`."""
+  merged = dataclasses.replace(config.model, lora=dataclasses.replace(config.model.lora, rank=0))
+  graphdef, params = nnx.split(abstract_sa2va(merged))
+  params = _placed(params, mesh, jnp.dtype(merged.compute_dtype))
+  text, vision, grounding = inputs(config, mesh, batch, bucket)
+  deltas = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
+  prompts = GenerationInputs(text, vision, deltas, grounding)
+
+  def run(params: nnx.State, prompts: GenerationInputs):
+    with on_mesh(mesh.abstract_mesh):
+      model = nnx.merge(graphdef, params)
+      return prefill(model, prompts, config.eval.max_new_tokens, config.eval.max_masks, IDS)
+
+  parts = {"parameters": params, "batch": prompts}
+  return Lowered(jax.jit(run).lower(params, prompts), parts)

@@ -1,0 +1,284 @@
+"""Reads a compiled TPU program's text: how often each operation runs, its FLOPs and its bytes.
+
+XLA's own cost analysis counts the body of a loop once; here every computation has the number of
+times that it runs, from the loops' bounds. Bytes are those between the chip's memory (HBM) and its
+cores: operands and results in fast memory (layouts with "S(1)") do not count, and of an operand
+that is only sliced the slice alone does.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+
+DTYPE_BYTES = {
+  "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
+  "f32": 4, "s64": 8, "u64": 8, "f64": 8,
+}  # fmt: skip
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](?:\{([^}]*)\})?")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.+)$")
+_OPCODE = re.compile(r"(?:^|[\s)}\]])([a-z][\w\-]*)\(")
+_COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$")
+_NO_TRAFFIC = (
+  "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
+  "after-all", "partition-id", "opt-barrier",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ArrayType:
+  """An array of the program."""
+
+  dtype: str
+  shape: tuple[int, ...]
+  in_hbm: bool
+
+  @property
+  def nbytes(self) -> int:
+    """Size without padding."""
+    return DTYPE_BYTES.get(self.dtype, 0) * math.prod(self.shape)
+
+
+@dataclass
+class Instruction:
+  """One operation."""
+
+  name: str
+  opcode: str
+  types: list[ArrayType]
+  operands: list[str]
+  text: str
+  is_root: bool
+
+  def attribute(self, name: str) -> str | None:
+    """The value of `name=..` up to the next comma outside brackets."""
+    match = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^,\s]+)", self.text)
+    return match[1] if match else None
+
+  @property
+  def callees(self) -> list[str]:
+    """Computations that it runs."""
+    return re.findall(
+      r"(?:calls|to_apply|condition|body|branch_computations)=\{?%([\w.\-]+)", self.text
+    )
+
+
+@dataclass
+class Computation:
+  """Instructions by name, in order."""
+
+  name: str
+  instructions: dict[str, Instruction] = field(default_factory=dict)
+
+  @property
+  def root(self) -> Instruction:
+    """What it gives."""
+    return next(i for i in self.instructions.values() if i.is_root)
+
+
+def parse_instruction(line: str) -> Instruction | None:
+  """One line of a computation."""
+  match = _INSTRUCTION.match(line)
+  if not match:
+    return None
+  rest = match[3]
+  opcode = _OPCODE.search(rest)
+  if not opcode:
+    return None
+  types = [
+    ArrayType(m[1], tuple(int(n) for n in m[2].split(",") if n), "S(" not in (m[3] or ""))
+    for m in _ARRAY.finditer(rest[: opcode.start(1)])
+  ]
+  depth, end = 1, opcode.end()
+  while end < len(rest) and depth:
+    depth += {"(": 1, ")": -1}.get(rest[end], 0)
+    end += 1
+  operands = re.findall(r"%([\w.\-]+)", rest[opcode.end() : end])
+  return Instruction(match[2], opcode[1], types, operands, rest, bool(match[1]))
+
+
+class Program:
+  """A compiled program of one device."""
+
+  def __init__(self, text: str):
+    self.computations: dict[str, Computation] = {}
+    self.entry = ""
+    current: Computation | None = None
+    for line in text.splitlines():
+      if header := _COMPUTATION.match(line):
+        current = self.computations.setdefault(header[2], Computation(header[2]))
+        self.entry = header[2] if header[1] else self.entry
+      elif line == "}":
+        current = None
+      elif current is not None and (instruction := parse_instruction(line)):
+        current.instructions[instruction.name] = instruction
+
+  @cached_property
+  def runs(self) -> dict[str, float]:
+    """How often each computation that stands in the schedule runs; the inside of fusions is not."""
+    counts: dict[str, float] = {}
+
+    def visit(name: str, times: float) -> None:
+      counts[name] = counts.get(name, 0) + times
+      for i in self.computations[name].instructions.values():
+        if i.opcode == "while":
+          visit(i.attribute("body").lstrip("%"), times * self.trip_count(i))
+        elif i.opcode in ("call", "async-start"):
+          for callee in i.callees:
+            visit(callee, times)
+        elif i.opcode == "conditional":
+          branches = re.findall(r"%([\w.\-]+)", i.attribute("branch_computations") or "")
+          for branch in branches:
+            visit(branch, times / len(branches))
+
+    visit(self.entry, 1)
+    return counts
+
+  def trip_count(self, loop: Instruction) -> int:
+    """Of a loop from 0 up to a constant: bound / step, both read from its two computations."""
+    condition = self.computations[loop.attribute("condition").lstrip("%")]
+    compare = condition.root
+    if compare.opcode == "fusion":
+      condition = self.computations[compare.callees[0]]
+      compare = condition.root
+    bounds = [n for name in compare.operands if (n := _constant(condition, name)) is not None]
+    counters = [
+      int(i.attribute("index"))
+      for i in self.computations[loop.attribute("condition").lstrip("%")].instructions.values()
+      if i.opcode == "get-tuple-element"
+    ]
+    if not bounds:
+      bounds = [n for i in self._all_of(loop) if (n := _value(i)) is not None]
+    step = self._step(self.computations[loop.attribute("body").lstrip("%")], counters)
+    return -(-max(bounds, default=1) // step)
+
+  def _all_of(self, loop: Instruction) -> list[Instruction]:
+    return list(self.computations[loop.attribute("condition").lstrip("%")].instructions.values())
+
+  def _step(self, body: Computation, counters: list[int]) -> int:
+    """What a loop's body adds to the counter that its condition reads."""
+    for index in counters:
+      if index >= len(body.root.operands):
+        continue
+      added = body.instructions.get(body.root.operands[index])
+      while added is not None and added.opcode in ("copy", "bitcast"):
+        added = body.instructions.get(added.operands[0])
+      if added is not None and added.opcode == "add":
+        steps = [n for name in added.operands if (n := _constant(body, name)) is not None]
+        if steps:
+          return max(steps)
+    return 1
+
+  def scheduled(self) -> list[tuple[Computation, Instruction, float]]:
+    """(computation, instruction, times) of all that runs."""
+    return [
+      (self.computations[name], instruction, times)
+      for name, times in self.runs.items()
+      for instruction in self.computations[name].instructions.values()
+    ]
+
+  def flops(self, computation: Computation, instruction: Instruction) -> float:
+    """Of matrix products and convolutions; inside fusions too."""
+    if instruction.opcode in ("convolution", "dot"):
+      return convolution_flops(computation, instruction)
+    if instruction.opcode != "fusion":
+      return 0.0
+    inner = [self.computations[callee] for callee in instruction.callees]
+    return sum(self.flops(c, i) for c in inner for i in c.instructions.values())
+
+  def hbm_bytes(self, computation: Computation, instruction: Instruction) -> float:
+    """What an instruction moves between HBM and the cores."""
+    if instruction.opcode in _NO_TRAFFIC or instruction.opcode.endswith("-done"):
+      return 0.0
+    if instruction.opcode == "fusion":
+      return self._fusion_bytes(computation, instruction)
+    written = sum(t.nbytes for t in instruction.types if t.in_hbm)
+    if instruction.opcode in ("dynamic-slice", "slice", "gather"):
+      return 2.0 * written
+    if instruction.opcode == "dynamic-update-slice":
+      return 2.0 * self._operand_bytes(computation, instruction.operands[1])
+    return written + sum(self._operand_bytes(computation, name) for name in instruction.operands)
+
+  def _operand_bytes(self, computation: Computation, name: str) -> float:
+    operand = computation.instructions.get(name)
+    return sum(t.nbytes for t in operand.types if t.in_hbm) if operand else 0.0
+
+  def _fusion_bytes(self, computation: Computation, fusion: Instruction) -> float:
+    inner = self.computations[fusion.callees[0]]
+    parameters = {
+      int(i.text.split("parameter(")[1].split(")")[0]): i.name
+      for i in inner.instructions.values()
+      if i.opcode == "parameter"
+    }
+    total = 0.0
+    for number, name in enumerate(fusion.operands):
+      users = [i for i in inner.instructions.values() if parameters.get(number) in i.operands]
+      whole = self._operand_bytes(computation, name)
+      if users and whole and all(i.opcode in ("dynamic-slice", "slice", "gather") for i in users):
+        whole = min(whole, sum(t.nbytes for i in users for t in i.types))
+      elif users and all(
+        i.opcode == "dynamic-update-slice" and i.operands[0] == parameters[number] for i in users
+      ):
+        whole = 0.0
+      total += whole
+    root = inner.root
+    if root.opcode == "dynamic-update-slice":
+      updated = inner.instructions.get(root.operands[1])
+      return total + (sum(t.nbytes for t in updated.types) if updated else 0.0)
+    return total + sum(t.nbytes for t in fusion.types if t.in_hbm)
+
+
+def _constant(computation: Computation, name: str) -> int | None:
+  instruction = computation.instructions.get(name)
+  return None if instruction is None else _value(instruction)
+
+
+def _value(instruction: Instruction) -> int | None:
+  """The value of an integer constant."""
+  match = re.search(r"\bconstant\((\d+)\)", instruction.text)
+  return int(match[1]) if match and instruction.opcode == "constant" else None
+
+
+def convolution_flops(computation: Computation, instruction: Instruction) -> float:
+  """2 x multiplications of a convolution or matrix product, those with padding not counted.
+
+  A product with batch dimensions is written as a convolution whose kernel is dilated so that most
+  positions fall on padding; they are told by window arithmetic.
+  """
+  types = [computation.instructions[name].types[0] for name in instruction.operands[:2]]
+  out = math.prod(instruction.types[0].shape)
+  if instruction.opcode == "dot":
+    contracted = instruction.attribute("lhs_contracting_dims").strip("{}").split(",")
+    return 2.0 * out * math.prod(types[0].shape[int(n)] for n in contracted if n)
+  labels = instruction.attribute("dim_labels")
+  lhs_labels, rhs_labels, out_labels = re.match(r"(\w+)_(\w+)->(\w+)", labels).groups()
+  features = types[1].shape[rhs_labels.index("i")]
+  spatial = [c for c in rhs_labels if c.isdigit()]
+  window = re.search(r"window=\{([^}]*)\}", instruction.text)
+  settings = dict(part.split("=") for part in window[1].split()) if window else {}
+  pairs = 1.0
+  for n, label in enumerate(spatial):
+    size = types[1].shape[rhs_labels.index(label)]
+    positions = instruction.types[0].shape[out_labels.index(label)]
+    length = types[0].shape[lhs_labels.index(label)]
+    out //= positions
+    pairs *= _window_pairs(settings, n, size, positions, length)
+  return 2.0 * out * features * pairs
+
+
+def _window_pairs(settings: dict[str, str], n: int, size: int, positions: int, length: int) -> int:
+  """(output position, kernel position) pairs of a dimension that meet an input value."""
+
+  def setting(name: str, default: str) -> str:
+    return settings[name].split("x")[n] if name in settings else default
+
+  stride, dilation = int(setting("stride", "1")), int(setting("rhs_dilate", "1"))
+  spacing, low = int(setting("lhs_dilate", "1")), int(setting("pad", "0_0").split("_")[0])
+  extent = (length - 1) * spacing + 1
+  count = 0
+  for k in range(size):
+    for position in range(positions):
+      at = position * stride + k * dilation - low
+      count += 0 <= at < extent and at % spacing == 0
+  return count
