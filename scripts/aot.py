@@ -88,7 +88,9 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
     "remat": config.optim.remat,
     "trainable": config.optim.trainable,
     "memory": aot_report.memory(compiled, lowered.parts, program, chip),
-    "score_matrix_elements": aot_report.largest_square(program, bucket[0]),
+    "score_matrix_elements": aot_report.score_matrix_elements(
+      program, set(bucket) - {config.model.text.hidden_size}
+    ),
     "model_tflops_a_sample": {k: round(v / 1e12, 3) for k, v in flops.parts.items()},
     "collectives": moved,
     "estimate": aot_report.roofline(program, chip, per_chip, moved),

@@ -167,14 +167,14 @@ def roofline(
   }
 
 
-def largest_square(program: Program, tokens: int) -> int:
-  """Elements of the largest array in HBM with two dimensions of `tokens` or more; 0: none."""
+def score_matrix_elements(program: Program, lengths: set[int]) -> int:
+  """Elements of the largest array in HBM that has one of `lengths` twice, as scores do; 0: none."""
   return max(
     (
       math.prod(t.shape)
       for _, instruction, _ in program.scheduled()
       for t in instruction.types
-      if t.in_hbm and sum(n >= tokens for n in t.shape) >= 2
+      if t.in_hbm and any(t.shape.count(n) >= 2 for n in lengths)
     ),
     default=0,
   )

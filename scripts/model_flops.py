@@ -14,6 +14,7 @@ from jax.extend import core
 
 from vrt_jax.config import ModelConfig, TextConfig, VisionConfig
 from vrt_jax.models.layers import ShapeRngs
+from vrt_jax.models.sam2.hiera import run_blocks
 from vrt_jax.models.sam2.model import Sam2
 
 
@@ -69,7 +70,21 @@ def sam2_flops(config: ModelConfig, num_masks: int) -> tuple[float, float]:
   features = jax.eval_shape(encode, state, image)
   hidden = config.text.hidden_size
   fcs = 2.0 * num_masks * hidden * (hidden + config.sam2.d_model)
-  return traced_flops(encode, state, image), fcs + traced_flops(decode, state, features, prompts)
+  encoder = _encoder_flops(encode, model, state, image)
+  return encoder, fcs + traced_flops(decode, state, features, prompts)
+
+
+def _encoder_flops(encode, model: Sam2, state: nnx.State, image: jax.ShapeDtypeStruct) -> float:
+  """Of the image encoder; its trunk block by block, since a loop's text has every kind of block."""
+  trunk = model.image_encoder.trunk
+  x, blocks, looped = jax.eval_shape(lambda t, i: t.patch_embed(i), trunk, image), 0.0, 0.0
+  for start, stop in trunk.runs:
+    run = trunk.blocks[start:stop]
+    looped += traced_flops(run_blocks, run, x)
+    for block in run:
+      blocks += traced_flops(lambda b, x: b(x), block, x)
+      x = jax.eval_shape(lambda b, x: b(x), block, x)
+  return traced_flops(encode, state, image) - looped + blocks
 
 
 def traced_flops(function, *args) -> float:

@@ -166,7 +166,7 @@ class Hiera(nnx.Module):
     x = x + self.positions(x.shape[1:3]).astype(x.dtype)
     stages = []
     for start, stop in self.runs:
-      x = constrain_batch(_run_blocks(self.blocks[start:stop], x))
+      x = constrain_batch(run_blocks(self.blocks[start:stop], x))
       if stop - 1 in self.stage_ends:
         stages.append(x)
     return stages
@@ -178,7 +178,7 @@ def _runs(pools: list[bool]) -> tuple[tuple[int, int], ...]:
   return tuple(itertools.pairwise([*starts, len(pools)]))
 
 
-def _run_blocks(blocks: list[MultiScaleBlock], x: Float[Array, "B Y X D"]) -> Array:
+def run_blocks(blocks: list[MultiScaleBlock], x: Float[Array, "B Y X D"]) -> Array:
   """The blocks one after the other; a long run is a loop, which compiles each window size once."""
   if len(blocks) < MIN_SCANNED:
     for block in blocks:

@@ -1,0 +1,139 @@
+"""Reading a compiled program: trips of loops, FLOPs, bytes in HBM, collectives."""
+
+import pytest
+
+from scripts.aot_report import (
+  collectives,
+  group_size,
+  kernel_flops,
+  roofline,
+  score_matrix_elements,
+)
+from scripts.chips import CHIPS, chip_of
+from scripts.hlo import Program, parse_instruction
+
+TEXT = """
+%fused (param_0.1: f32[4,8,8], param_1.1: s32[]) -> f32[8,8] {
+  %param_0.1 = f32[4,8,8]{2,1,0:T(8,128)} parameter(0)
+  %param_1.1 = s32[]{:T(128)} parameter(1)
+  %slice = f32[1,8,8]{2,1,0:T(8,128)} dynamic-slice(%param_0.1, %param_1.1), dynamic_slice_sizes={1,8,8}
+  ROOT %flat = f32[8,8]{1,0:T(8,128)} bitcast(%slice)
+}
+
+%cond (p: (s32[], f32[8,8])) -> pred[] {
+  %p = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %bound = s32[]{:T(128)} constant(8)
+  ROOT %less = pred[]{:T(512)} compare(%i, %bound), direction=LT
+}
+
+%body (q: (s32[], f32[8,8], f32[4,8,8])) -> (s32[], f32[8,8], f32[4,8,8]) {
+  %q = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}, f32[4,8,8]{2,1,0:T(8,128)}) parameter(0)
+  %j = s32[]{:T(128)} get-tuple-element(%q), index=0
+  %x = f32[8,8]{1,0:T(8,128)} get-tuple-element(%q), index=1
+  %w = f32[4,8,8]{2,1,0:T(8,128)} get-tuple-element(%q), index=2
+  %step = s32[]{:T(128)} constant(2)
+  %next = s32[]{:T(128)} add(%j, %step)
+  %layer = f32[8,8]{1,0:T(8,128)S(1)} fusion(%w, %j), kind=kLoop, calls=%fused
+  %y = f32[8,8]{1,0:T(8,128)} convolution(%x, %layer), dim_labels=bf_io->bf
+  %sum = f32[8,8]{1,0:T(8,128)} all-reduce(%y), channel_id=1, replica_groups=[1,4]<=[4], to_apply=%add
+  ROOT %out = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}, f32[4,8,8]{2,1,0:T(8,128)}) tuple(%next, %sum, %w)
+}
+
+ENTRY %main (a: (s32[], f32[8,8], f32[4,8,8])) -> f32[8,8] {
+  %a = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}, f32[4,8,8]{2,1,0:T(8,128)}) parameter(0)
+  %loop = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}, f32[4,8,8]{2,1,0:T(8,128)}) while(%a), condition=%cond, body=%body
+  ROOT %result = f32[8,8]{1,0:T(8,128)} get-tuple-element(%loop), index=1
+}
+"""  # noqa: E501
+MATRIX = 8 * 8 * 4
+"""Bytes of f32[8,8]."""
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+  return Program(TEXT)
+
+
+def find(program: Program, name: str):
+  return next((c, i, n) for c, i, n in program.scheduled() if i.name == name)
+
+
+def test_a_loop_runs_bound_over_step_times(program):
+  assert program.runs["body"] == 4
+  assert Program(TEXT.replace("constant(2)", "constant(1)")).runs["body"] == 8
+
+
+def test_flops_of_a_matrix_product(program):
+  computation, instruction, _ = find(program, "y")
+  assert program.flops(computation, instruction) == 2 * 8 * 8 * 8
+
+
+def test_a_dilated_batch_dimension_does_not_count_its_padding():
+  """A product [4, 8, 16] x [4, 16, 8] as a convolution over the batch."""
+  text = """
+ENTRY %main (x: f32[4,8,16], k: f32[4,16,8]) -> f32[4,8,8] {
+  %x = f32[4,8,16]{2,1,0} parameter(0)
+  %k = f32[4,16,8]{2,1,0} parameter(1)
+  ROOT %y = f32[4,8,8]{2,1,0} convolution(%x, %k), window={size=4 stride=3 pad=0_0 lhs_dilate=4}, dim_labels=0bf_0io->0bf
+}
+"""  # noqa: E501
+  program = Program(text)
+  computation, instruction, _ = find(program, "y")
+  assert program.flops(computation, instruction) == 2 * 4 * 8 * 8 * 16
+
+
+def test_bytes_in_hbm(program):
+  computation, instruction, _ = find(program, "layer")
+  assert program.hbm_bytes(computation, instruction) == MATRIX + 4  # one layer's slice, the index
+  computation, instruction, _ = find(program, "y")
+  assert program.hbm_bytes(computation, instruction) == 2 * MATRIX  # the layer is in fast memory
+
+
+def test_collectives_count_every_run(program):
+  assert collectives(program) == {
+    "all-reduce": {"count": 4, "gigabytes": round(4 * 2 * 0.75 * MATRIX / 1e9, 3)}
+  }
+
+
+@pytest.mark.parametrize(
+  ("text", "size"),
+  [
+    ("replica_groups=[2,8]<=[16]", 8),
+    ("replica_groups={{0,1,2},{3,4,5}}", 3),
+    ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", 2),
+  ],
+)
+def test_group_size(text, size):
+  assert group_size(text) == size
+
+
+def test_kernel_flops():
+  shapes = "bf16[16,256,64]{2,1,0}, bf16[16,512,64]{2,1,0}, bf16[16,512,64]{2,1,0}, s32[256,128]"
+  line = (
+    f"  %splash_mha_fwd.1 = bf16[16,256,64] custom-call(%q, %k, %v), "
+    f'custom_call_target="tpu_custom_call", operand_layout_constraints={{{shapes}}}'
+  )
+  assert kernel_flops(parse_instruction(line)) == 4 * 16 * 256 * 512 * 64
+  backward = parse_instruction(line.replace("mha_fwd", "mha_dkv"))
+  assert kernel_flops(backward) == 10 * 16 * 256 * 512 * 64
+  grouped = parse_instruction(line.replace("bf16[16,512,64]", "bf16[4,512,64]"))
+  assert kernel_flops(grouped) == 2 * 16 * 256 * 512 * 64
+
+
+def test_roofline_takes_the_slower_bound(program):
+  chip = CHIPS["v5e"]
+  moved = collectives(program)
+  found = roofline(program, chip, 1e12, moved)
+  assert found["executed_tflops"] == round(4 * 1024 / 1e12, 2)
+  assert found["estimated_seconds"]["serial"] >= found["estimated_seconds"]["overlapped"]
+
+
+def test_a_score_matrix_would_be_seen(program):
+  assert score_matrix_elements(program, {8}) == 4 * 8 * 8
+  assert score_matrix_elements(program, {4, 9}) == 0
+
+
+def test_unknown_chips_are_refused():
+  with pytest.raises(ValueError, match="none of v5e, v5p, v6e"):
+    chip_of("v9:2x2")

@@ -1,0 +1,70 @@
+"""FLOPs by formula against those of the traced models."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from scripts.model_flops import (
+  prefill_flops,
+  sft_flops,
+  text_flops,
+  traced_flops,
+  vision_flops,
+)
+from tests import tiny
+from vrt_jax.config import LoraConfig
+from vrt_jax.models.layers import ShapeRngs
+from vrt_jax.models.qwen3_vl.text import TextDecoder
+from vrt_jax.ops.attention import AttentionMask
+from vrt_jax.sizes import sa2va_sizes
+
+TOKENS = 24
+
+
+def test_text():
+  """The traced attention computes masked scores too: twice the pairs, but for the diagonal."""
+  config, lora = tiny.MODEL.text, LoraConfig(rank=4)
+  model = nnx.eval_shape(lambda: TextDecoder(config, lora, ShapeRngs()))
+  graphdef, state = nnx.split(model)
+  ones = jnp.ones((1, TOKENS), jnp.int32)
+
+  def forward(state, embeds):
+    model = nnx.merge(graphdef, state)
+    mask = AttentionMask.causal(ones, ones)
+    positions = jnp.zeros((3, 1, TOKENS), jnp.int32)
+    return model.logits(model.hidden_states(embeds, positions, mask)[0])
+
+  embeds = jax.ShapeDtypeStruct((1, TOKENS, config.hidden_size), jnp.float32)
+  found = text_flops(config, 4, TOKENS, TOKENS)
+  whole_attention = found.attention * 2 * TOKENS / (TOKENS + 1)
+  wanted = found.linears + found.lora + whole_attention + found.head
+  assert traced_flops(forward, state, embeds) == wanted
+
+
+def test_vision():
+  batch = tiny.batch()
+  vision = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), batch.vision)
+  graphdef, state = nnx.split(tiny.random_model(tiny.MODEL).qwen.visual)
+  patches = vision.pixel_values.shape[1]
+  traced = traced_flops(lambda s, v: nnx.merge(graphdef, s)(v, jnp.float32), state, vision)
+  assert vision_flops(tiny.MODEL.vision, patches) == pytest.approx(traced, rel=1e-6)
+
+
+def test_parts_of_a_step():
+  """What trains costs three passes, what passes gradients on two, the rest one."""
+  model = dataclasses.replace(tiny.MODEL, lora=LoraConfig(rank=4))
+  adapters = sft_flops(model, TOKENS, 64, 2, train_all=False).parts
+  everything = sft_flops(model, TOKENS, 64, 2, train_all=True).parts
+  forward = prefill_flops(model, TOKENS, 64).parts
+  assert adapters["text linears"] == 2 * forward["text linears"]
+  assert everything["vision tower"] == 3 * adapters["vision tower"]
+  assert adapters["text LoRA"] == 3 * forward["text LoRA"]
+
+
+def test_4b_is_about_two_flops_a_parameter_and_token():
+  text = sa2va_sizes("4B").text
+  flops = text_flops(text, 0, 1, 0).linears
+  assert flops == 2 * 3_633_315_840
