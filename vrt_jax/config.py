@@ -259,6 +259,8 @@ class TrainConfig:
   the end."""
   best_metric: str = "answer_miou"
   """Name in `metrics` of the results file by which the best checkpoint is chosen."""
+  profile_step: int = 0
+  """Three steps from this one on are traced into WORKDIR/profile (xprof); 0: none."""
 
 
 def from_dict(cls: type[T], values: dict, name: str) -> T:

@@ -16,6 +16,7 @@ from vrt_jax.train.checkpoint import Checkpoints
 from vrt_jax.train.evaluation import HeldOut, held_out_records
 from vrt_jax.train.optim import learning_rate_schedule, make_optimizer, trainable_filter
 from vrt_jax.train.preemption import Preempted, Preemption
+from vrt_jax.train.profile import Profile
 from vrt_jax.train.setup import (
   base_model,
   check_workdir,
@@ -118,8 +119,13 @@ def run_steps(
   key = replicate(key, mesh)
   first, last = int(state.step), optim.steps
   limit, clock = SkipLimit(optim.max_skipped_steps), StepClock(data_share(mesh)[1])
-  with open_writer(workdir, first, last) as writer, Preemption() as preemption:
+  with (
+    open_writer(workdir, first, last) as writer,
+    Preemption() as preemption,
+    Profile(workdir, config.profile_step) as profile,
+  ):
     for step in range(first + 1, last + 1):
+      profile.before(step)
       batch = common_bucket(next(batches), config)
       state, metrics = step_fn(state, frozen, put_batch(batch, mesh), key)
       limit.check(step, metrics["skipped_steps"])
