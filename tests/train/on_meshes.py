@@ -1,6 +1,6 @@
 """One training step of the tiny model on several meshes of eight CPU devices, written to files.
 
-    python -m tests.train.on_meshes OUT.npz
+    python -m tests.train.on_meshes OUT.npz one 2x2x2 halves
 
 Arrays are named `<run>/<what>`: every loss part, and the state after the step. AdamW's first
 moment is (1 - b1) times the gradient, so gradients are in it. The runs are the meshes, two that
@@ -76,15 +76,21 @@ def half(batch: Batch, start: int) -> Batch:
   return rest.replace(text=rest.text.replace(position_ids=position_ids))
 
 
+def one_run(name: str, batch: Batch) -> dict[str, np.ndarray]:
+  """A run by its name."""
+  if name in MESHES:
+    return step(MESHES[name], batch)
+  if name.startswith("text"):
+    return step(None, batch, parts=int(name.removeprefix("text")), loss=TEXT_ALONE)
+  halves = [step(None, half(batch, start)) for start in range(2)]
+  return {k: np.mean([h[k] for h in halves], axis=0) for k in halves[0]}
+
+
 def main() -> None:
-  """All runs."""
+  """The runs of the command line."""
   jax.config.update("jax_num_cpu_devices", 8)
   batch = tiny.batch(SIZE, BASE)
-  found = {name: step(sizes, batch) for name, sizes in MESHES.items()}
-  found["text1"] = step(None, batch, loss=TEXT_ALONE)
-  found["text8"] = step(None, batch, parts=8, loss=TEXT_ALONE)
-  halves = [step(None, half(batch, start)) for start in range(2)]
-  found["halves"] = {k: np.mean([h[k] for h in halves], axis=0) for k in halves[0]}
+  found = {name: one_run(name, batch) for name in sys.argv[2:]}
   np.savez(sys.argv[1], **{f"{r}/{k}": v for r, values in found.items() for k, v in values.items()})
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -87,16 +88,13 @@ def compiles(workdir: Path) -> list[int]:
 
 def saved_arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
   """All arrays of a checkpoint by name, read without knowing their shapes."""
-  with ocp.StandardCheckpointer() as reader:
-    metadata = reader.metadata((workdir / "checkpoints" / str(step) / "state").resolve())
-    tree = metadata.item_metadata.tree
-  import jax
-
-  handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-  restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-  found = handler.restore(
-    (workdir / "checkpoints" / str(step) / "state").resolve(),
-    args=ocp.args.PyTreeRestore(restore_args=restore_args),
-  )
-  flat = jax.tree_util.tree_flatten_with_path(found)[0]
-  return {jax.tree_util.keystr(path): np.asarray(value) for path, value in flat}
+  folder = (workdir / "checkpoints" / str(step) / "state").resolve()
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    tree = reader.metadata(folder).item_metadata.tree
+    wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    found = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=wanted))
+  named = jax.tree_util.tree_flatten_with_path(found)[0]
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(value)
+    for path, value in named
+  }

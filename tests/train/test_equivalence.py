@@ -3,6 +3,7 @@
 Tolerances are for float32: sums run in another order on another mesh.
 """
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -14,18 +15,28 @@ from tests.train import processes, run_tiny
 from vrt_jax import model_directory
 
 RTOL = 1e-4
-"""Of losses and gradients; gradients relative to the largest of their array."""
+"""Of losses and gradients; gradients relative to the largest of their array (2e-5 was measured)."""
 STEPS = 4
+
+SLOW_MESHES = ("8x1x1", "1x8x1", "1x1x8")
+MESHES = pytest.mark.parametrize(
+  "mesh", ["2x2x2", *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in SLOW_MESHES)]
+)
 
 Arrays = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Arrays]:
-  """What `on_meshes` wrote, by run."""
-  out = tmp_path_factory.mktemp("meshes") / "out.npz"
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  return tmp_path_factory.mktemp("meshes")
+
+
+@functools.cache
+def computed(folder: Path, *names: str) -> dict[str, Arrays]:
+  """What `on_meshes` writes, by run."""
+  out = folder / f"{names[0]}_{names[1]}.npz"
   done = subprocess.run(
-    [sys.executable, "-m", "tests.train.on_meshes", str(out)],
+    [sys.executable, "-m", "tests.train.on_meshes", str(out), *names],
     cwd=processes.ROOT,
     env=processes.ENVIRONMENT,
     capture_output=True,
@@ -57,8 +68,16 @@ def largest_gap(a: Arrays, b: Arrays) -> float:
   return max(np.abs(a[k] - b[k]).max() / (np.abs(a[k]).max() + 1e-12) for k in a)
 
 
-@pytest.mark.parametrize("mesh", ["8x1x1", "1x8x1", "1x1x8", "2x2x2"])
-def test_one_device_equals_eight(mesh: str, runs: dict[str, Arrays]):
+def runs_with(mesh: str, folder: Path) -> dict[str, Arrays]:
+  """All meshes take minutes to compile, one of them with every axis seconds."""
+  if mesh == "2x2x2":
+    return computed(folder, "one", mesh, "halves")
+  return computed(folder, "one", *SLOW_MESHES)
+
+
+@MESHES
+def test_one_device_equals_eight(mesh: str, folder: Path):
+  runs = runs_with(mesh, folder)
   one, eight = runs["one"], runs[mesh]
   for name, value in part(one, "['metrics']").items():
     np.testing.assert_allclose(eight[name], value, rtol=RTOL, err_msg=name)
@@ -70,9 +89,10 @@ def test_one_device_equals_eight(mesh: str, runs: dict[str, Arrays]):
     np.testing.assert_allclose(theirs[name], value, rtol=0, atol=RTOL * scale, err_msg=name)
 
 
-@pytest.mark.parametrize("mesh", ["8x1x1", "1x8x1", "1x1x8", "2x2x2"])
-def test_updated_parameters_are_equal(mesh: str, runs: dict[str, Arrays]):
+@MESHES
+def test_updated_parameters_are_equal(mesh: str, folder: Path):
   """AdamW's first step is the rate times the sign of the gradient: clear signs are compared."""
+  runs = runs_with(mesh, folder)
   one, eight = runs["one"], runs[mesh]
   moments = gradients(one)
   largest = max(np.abs(v).max() for v in moments.values())
@@ -85,7 +105,9 @@ def test_updated_parameters_are_equal(mesh: str, runs: dict[str, Arrays]):
   assert compared > 5_000
 
 
-def test_eight_parts_equal_one(runs: dict[str, Arrays]):
+@pytest.mark.slow
+def test_eight_parts_equal_one(folder: Path):
+  runs = computed(folder, "text1", "text8")
   one, eight = runs["text1"], runs["text8"]
   for name in ("loss", "loss/text", "grad_norm"):
     key = f"['metrics']['{name}']"
@@ -96,10 +118,9 @@ def test_eight_parts_equal_one(runs: dict[str, Arrays]):
     np.testing.assert_allclose(theirs[name], value, rtol=0, atol=RTOL * largest, err_msg=name)
 
 
-def test_the_tolerance_sees_a_wrong_mean(runs: dict[str, Arrays]):
-  name = "['metrics']['loss/text']"
-  assert abs(runs["halves"][name] / runs["one"][name] - 1) > 10 * RTOL
-  assert largest_gap(gradients(runs["one"]), gradients(runs["halves"])) > 10 * RTOL
+def test_the_tolerance_sees_a_wrong_mean(folder: Path):
+  runs = runs_with("2x2x2", folder)
+  assert largest_gap(gradients(runs["one"]), gradients(runs["halves"])) > 1000 * RTOL
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +154,8 @@ def test_two_processes_equal_one(records: Path, one_process: Path, tmp_path: Pat
   together = tmp_path / "two"
   done = processes.run_together(2, records, together, **TWO_BUCKETS)
   assert [status for status, _, _ in done] == [0, 0], done
-  assert done[1][1] == ""  # only one prints
+  printed = [line for line in done[1][1].splitlines() if not line.startswith("[Gloo]")]
+  assert printed == []  # only one prints
   assert processes.logged(together) == processes.logged(one_process)
   assert processes.compiles(together) == processes.compiles(one_process)
   names = [
@@ -169,6 +191,7 @@ def test_a_checkpoint_of_eight_devices_is_read_by_four_and_by_one(records: Path,
   saved = processes.saved_arrays(workdir, STEPS)
   for devices in (4, 1):
     with np.load(tmp_path / f"on_{devices}.npz") as restored:
+      assert set(restored.files) == set(saved)
       for name in restored.files:
         np.testing.assert_array_equal(restored[name], saved[name], err_msg=name)
 
@@ -196,6 +219,7 @@ with Checkpoints(workdir, 2, 2, config.model.lora) as checkpoints:
   state = checkpoints.restore(fresh).state
 assert all(x.sharding == y.sharding for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(fresh)))
 flat = jax.tree_util.tree_flatten_with_path(to_pure(state))[0]
-arrays = {{jax.tree_util.keystr(path): np.asarray(x) for path, x in flat}}
+name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+arrays = {{name(path): np.asarray(x) for path, x in flat}}
 np.savez(workdir.parent / f"on_{{devices}}.npz", **arrays)
 """
