@@ -149,12 +149,11 @@ def sft_flops(
 
 
 def prefill_flops(config: ModelConfig, tokens: int, patches: int) -> StepFlops:
-  """Of one prompt, up to the logits of its last token."""
-  text = text_flops(config.text, config.lora.rank, tokens, 1)
+  """Of one prompt, up to the logits of its last token; adapters are merged."""
+  text = text_flops(config.text, 0, tokens, 1)
   return StepFlops(
     {
       "text linears": text.linears,
-      "text LoRA": text.lora,
       "text attention": text.attention,
       "output embedding": text.head,
       "vision tower": vision_flops(config.vision, patches),

@@ -1,0 +1,82 @@
+"""Programs of shapes equal those of real arrays; what cannot be compiled is refused in one line."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from scripts import aot, aot_programs, aot_table
+from tests import tiny
+from vrt_jax.config import MeshConfig
+from vrt_jax.runtime import make_mesh, put_batch
+from vrt_jax.train.optim import make_optimizer, trainable_filter
+from vrt_jax.train.state import create_state
+
+CONFIG = tiny.train_config()
+
+
+def described(tree: object) -> list[tuple]:
+  return [(x.shape, x.dtype, x.sharding) for x in jax.tree.leaves(tree)]
+
+
+def test_the_state_is_that_of_training():
+  mesh = make_mesh(MeshConfig())
+  optimizer = make_optimizer(CONFIG.optim)
+  real = create_state(
+    tiny.random_model(CONFIG.model), optimizer, trainable_filter(CONFIG.optim.trainable), mesh
+  )
+  shapes = aot_programs.training_state(CONFIG, mesh)
+  assert described(shapes) == described(real)
+  assert jax.tree.structure(shapes[0]) == jax.tree.structure(real[0])
+
+
+def test_the_batch_is_that_of_training():
+  mesh = make_mesh(MeshConfig())
+  real = put_batch(tiny.batch(), mesh)
+  batch, tokens = real.text.input_ids.shape
+  bucket = (tokens, real.vision.pixel_values.shape[1])
+  config = dataclasses.replace(CONFIG, image=tiny.IMAGE)
+  text, vision, grounding = aot_programs.inputs(config, mesh, batch, bucket)
+  for shapes, arrays in (
+    (text, real.text),
+    (vision, real.vision),
+    (grounding, real.grounding_image),
+  ):
+    assert described(shapes) == described(arrays)
+  lowered = aot_programs.lower_sft(config, mesh, batch, bucket)
+  found = [(x.shape, x.dtype) for x in jax.tree.leaves(lowered.parts["batch"])]
+  assert found == [(x.shape, x.dtype) for x in jax.tree.leaves(real)]
+
+
+def test_bad_topologies(tmp_path):
+  args = aot.Args(config=tmp_path, topology="v9:4x4")
+  with pytest.raises(ValueError, match="none of v5e, v5p, v6e"):
+    aot.compile_program(args, CONFIG)
+
+
+def test_a_table_has_a_line_for_each_report_that_is_there(tmp_path):
+  report = {
+    "program": "sft",
+    "topology": "v5e:4x4",
+    "batch_per_chip": 1.0,
+    "remat": "full",
+    "trainable": "adapters",
+    "memory": {"peak_gib": 3.636, "fits": True},
+    "estimate": {"estimated_mfu": {"overlapped": 0.549, "serial": 0.473}},
+    "collectives": {"all-gather": {"count": 2, "gigabytes": 18.0}},
+    "compile_seconds": 100.0,
+    "host_gib": 3.9,
+  }
+  (tmp_path / "v5e44_sft.json").write_text(aot_table.json.dumps(report))
+  lines = aot_table.table(tmp_path).splitlines()
+  assert len(lines) == 3
+  assert lines[2].startswith("| v5e:4x4 | SFT | 1 | full | 3.64 | yes | 55 % / 47 % | 18.0 |")
+
+
+@pytest.mark.slow
+def test_a_program_for_tpus(tmp_path):
+  pytest.importorskip("libtpu", reason="the extra [aot] is not installed")
+  config = dataclasses.replace(CONFIG, image=tiny.IMAGE, mesh=MeshConfig(data=1, fsdp=-1))
+  args = aot.Args(config=tmp_path, topology="v5e:2x2", batch_per_chip=1)
+  report = aot.compile_program(args, config)
+  assert report["memory"]["fits"] and report["collectives"]
