@@ -95,7 +95,7 @@ def prompt_sizes(loaded: Loaded, records: Sequence[EvalRecord], thinking: bool) 
     ValueError: names the sample whose picture or question cannot be used.
   """
   sizes = []
-  for record in tqdm(records, desc="prompts", unit="sample"):
+  for record in tqdm(records, desc="prompts", unit="sample", disable=not is_leader()):
     try:
       num_tokens, num_patches = prompt_bucket(
         loaded, Request(record.image, record.question), thinking
