@@ -207,7 +207,14 @@ def test_import_does_not_start_jax(module):
 
 @pytest.mark.parametrize(
   "document",
-  ["README.md", "CONTRIBUTING.md", "docs/conversion.md", "docs/data.md", "docs/parity.md"],
+  [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/conversion.md",
+    "docs/data.md",
+    "docs/parity.md",
+    "docs/pods.md",
+  ],
 )
 def test_documents_name_commands_that_exist(document):
   text = (ROOT / document).read_text(encoding="utf-8")
