@@ -153,7 +153,7 @@ def test_a_training_set_without_a_usable_record(failure, tmp_path, recipe):
   tiny.write_train(path, [TrainRecord(str(i), b"no jpeg", good.annotation) for i in range(3)])
   args = ["--config", recipe, "--workdir", tmp_path / "run", "--data.train", path]
   line = failure(train_command.main, *args)
-  assert "20 of 20 training records are unusable" in line and "corrupt image" in line
+  assert "32 of 32 training records are unusable" in line and "corrupt image" in line
 
 
 def test_predict(failure, tmp_path, checkpoint, picture):
