@@ -49,10 +49,11 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
   from scripts.chips import chip_of
   from scripts.hlo import Program
   from scripts.model_flops import prefill_flops, sft_flops
+  from vrt_jax.runtime import batch_parts
 
   chip = chip_of(args.topology)
   mesh = aot_programs.topology_mesh(args.topology, config.mesh)
-  rows = mesh.shape["data"] * mesh.shape["fsdp"]
+  rows = batch_parts(mesh)
   is_sft = args.program == "sft"
   batch = args.batch_per_chip * mesh.size or (
     config.optim.batch_size if is_sft else config.eval.batch_size

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -14,7 +13,7 @@ from vrt_jax.config import MeshConfig, TrainConfig
 from vrt_jax.generate.decode import GenerationInputs, TokenIds, prefill
 from vrt_jax.models.sa2va import abstract_sa2va
 from vrt_jax.ops.sharding import on_mesh
-from vrt_jax.runtime import MESH_AXES, batch_sharding, param_shardings
+from vrt_jax.runtime import MESH_AXES, batch_sharding, mesh_sizes, param_shardings
 from vrt_jax.train.optim import make_optimizer, trainable_filter
 from vrt_jax.train.sft_step import make_sft_step
 from vrt_jax.train.state import Frozen, TrainState
@@ -42,12 +41,7 @@ def topology_mesh(topology: str, config: MeshConfig) -> Mesh:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
   except (RuntimeError, ValueError, jax.errors.JaxRuntimeError) as error:
     raise ValueError(f"--topology {topology}: {str(error).splitlines()[0]}") from error
-  sizes = [config.data, config.fsdp, config.tensor]
-  known = int(np.prod([s for s in sizes if s != -1]))
-  if sizes.count(-1) == 1 and len(devices) % known == 0:
-    sizes[sizes.index(-1)] = len(devices) // known
-  if -1 in sizes or int(np.prod(sizes)) != len(devices):
-    raise ValueError(f"mesh {tuple(sizes)} does not fit the {len(devices)} chips of {topology}")
+  sizes = mesh_sizes(config, len(devices))
   placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
   return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 

@@ -138,23 +138,22 @@ class Program:
   def trip_count(self, loop: Instruction) -> int:
     """Of a loop from 0 up to a constant: bound / step, both read from its two computations."""
     condition = self.computations[loop.attribute("condition").lstrip("%")]
+    body = self.computations[loop.attribute("body").lstrip("%")]
     compare = condition.root
     if compare.opcode == "fusion":
-      condition = self.computations[compare.callees[0]]
-      compare = condition.root
-    bounds = [n for name in compare.operands if (n := _constant(condition, name)) is not None]
+      inner = self.computations[compare.callees[0]]
+      bounds = [_constant(inner, name) for name in inner.root.operands]
+    else:
+      bounds = [_constant(condition, name) for name in compare.operands]
+    bounds = [n for n in bounds if n is not None]
+    if not bounds:  # the fusion gets its bound from outside
+      bounds = [n for i in condition.instructions.values() if (n := _value(i)) is not None]
     counters = [
       int(i.attribute("index"))
-      for i in self.computations[loop.attribute("condition").lstrip("%")].instructions.values()
+      for i in condition.instructions.values()
       if i.opcode == "get-tuple-element"
     ]
-    if not bounds:
-      bounds = [n for i in self._all_of(loop) if (n := _value(i)) is not None]
-    step = self._step(self.computations[loop.attribute("body").lstrip("%")], counters)
-    return -(-max(bounds, default=1) // step)
-
-  def _all_of(self, loop: Instruction) -> list[Instruction]:
-    return list(self.computations[loop.attribute("condition").lstrip("%")].instructions.values())
+    return -(-max(bounds, default=1) // self._step(body, counters))
 
   def _step(self, body: Computation, counters: list[int]) -> int:
     """What a loop's body adds to the counter that its condition reads."""

@@ -16,3 +16,12 @@ def shared_data() -> Path:
   if not SHARED_DATA.is_dir():
     pytest.skip(f"the shared test data is not at {SHARED_DATA}")
   return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def photos(shared_data) -> Path:
+  """Folder of the photographs in both record layouts."""
+  folder = shared_data / "photos"
+  if not folder.is_dir():
+    pytest.skip(f"no photographs at {folder}")
+  return folder

@@ -22,14 +22,6 @@ def command(module: str, *args: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def photos(shared_data) -> Path:
-  folder = shared_data / "photos"
-  if not folder.is_dir():
-    pytest.skip(f"no photographs at {folder}")
-  return folder
-
-
-@pytest.fixture(scope="module")
 def workdir(photos, tmp_path_factory) -> Path:
   path = tmp_path_factory.mktemp("photos") / "run"
   data = ["--data.train", photos / "photos_train.tfrecord"]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vrt_jax.config import MeshConfig
 
@@ -97,6 +97,23 @@ def largest(value: int) -> int:
   return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
+def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, int, int]:
+  """(data, fsdp, tensor) on so many devices, -1 worked out.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  sizes = [config.data, config.fsdp, config.tensor]
+  if any(s < 1 and s != -1 for s in sizes) or config.slices < 1:
+    raise ValueError(f"mesh sizes {tuple(sizes)} and mesh.slices {config.slices} must be positive")
+  known = int(np.prod([s for s in sizes if s != -1]))
+  if sizes.count(-1) == 1 and devices % known == 0:
+    sizes[sizes.index(-1)] = devices // known
+  if -1 in sizes or int(np.prod(sizes)) != devices:
+    raise ValueError(f"mesh {tuple(sizes)} (data, fsdp, tensor) does not fit {devices} devices")
+  return tuple(sizes)
+
+
 def make_mesh(config: MeshConfig) -> Mesh:
   """A (data, fsdp, tensor) mesh over all devices.
 
@@ -106,17 +123,9 @@ def make_mesh(config: MeshConfig) -> Mesh:
   Raises:
     ValueError: the sizes do not multiply to the number of devices, or slices do not divide them.
   """
-  sizes = [config.data, config.fsdp, config.tensor]
-  devices = jax.device_count()
-  if any(s < 1 and s != -1 for s in sizes) or config.slices < 1:
-    raise ValueError(f"mesh sizes {tuple(sizes)} and mesh.slices {config.slices} must be positive")
-  known = int(np.prod([s for s in sizes if s != -1]))
-  if sizes.count(-1) == 1 and devices % known == 0:
-    sizes[sizes.index(-1)] = devices // known
-  if -1 in sizes or int(np.prod(sizes)) != devices:
-    raise ValueError(f"mesh {tuple(sizes)} (data, fsdp, tensor) does not fit {devices} devices")
+  sizes = mesh_sizes(config, jax.device_count())
   if config.slices == 1:
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
   return Mesh(_slice_devices(sizes, config.slices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
@@ -138,7 +147,7 @@ def _slice_devices(sizes: Sequence[int], slices: int) -> np.ndarray:
   return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1))
 
 
-def batch_parts(mesh: Mesh) -> int:
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
   """Equal parts into which the mesh divides a batch."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
 

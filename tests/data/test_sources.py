@@ -18,14 +18,6 @@ NUM_PHOTOS = 7
 
 
 @pytest.fixture(scope="module")
-def photos(shared_data) -> Path:
-  folder = shared_data / "photos"
-  if not folder.is_dir():
-    pytest.skip(f"no photographs at {folder}")
-  return folder
-
-
-@pytest.fixture(scope="module")
 def prepared(photos, tmp_path_factory) -> Path:
   folder = tmp_path_factory.mktemp("prepared")
   tfds_builders.build(tfds_builders.Vrt80k, str(photos / "photos_train.tfrecord"), folder)

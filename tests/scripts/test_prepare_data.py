@@ -29,14 +29,6 @@ from vrt_jax.data.sources import eval_source, train_source
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def photos(shared_data) -> Path:
-  folder = shared_data / "photos"
-  if not folder.is_dir():
-    pytest.skip(f"no photographs at {folder}")
-  return folder
-
-
 def prepare(src: object, out: Path, **options: object) -> None:
   """The command in this process, without workers."""
   prepare_data.main(prepare_data.Args(src=str(src), out=out, **{"num_workers": 0, **options}))

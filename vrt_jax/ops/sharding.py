@@ -11,6 +11,8 @@ import jax
 from jax import Array
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from vrt_jax.runtime import batch_parts
+
 FSDP_AXIS = "fsdp"
 BATCH_AXES = ("data", FSDP_AXIS)
 TENSOR_AXIS = "tensor"
@@ -45,8 +47,7 @@ def on_tpu() -> bool:
 
 def batch_axes(mesh: AbstractMesh, size: int) -> tuple[str, ...] | None:
   """The mesh axes that a batch of `size` is divided over; None where they do not divide it."""
-  parts = mesh.shape[BATCH_AXES[0]] * mesh.shape[BATCH_AXES[1]]
-  return BATCH_AXES if size % parts == 0 else None
+  return BATCH_AXES if size % batch_parts(mesh) == 0 else None
 
 
 def rows_per_device(size: int) -> int:
@@ -54,7 +55,7 @@ def rows_per_device(size: int) -> int:
   mesh = ambient_mesh()
   if mesh is None or batch_axes(mesh, size) is None:
     return size
-  return size // (mesh.shape[BATCH_AXES[0]] * mesh.shape[BATCH_AXES[1]])
+  return size // batch_parts(mesh)
 
 
 def constrain_batch(x: Array, axis: int = 0) -> Array:
