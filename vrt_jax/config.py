@@ -198,6 +198,47 @@ class SftLossConfig:
 
 
 @dataclass(frozen=True)
+class GrpoConfig:
+  """Group relative policy optimisation with masks in the loop; the defaults are the reference's."""
+
+  group_size: int = 4
+  """Samples a prompt."""
+  temperature: float = 1.2
+  top_p: float = 0.9
+  max_new_tokens: int = 1024
+  max_masks: int = 32
+  """[SEG] a sample that get a mask; later ones have none."""
+  prompt_buckets: tuple[tuple[int, int], ...] = ((160, 144),)
+  """(tokens, patches) sizes of a prompt."""
+  format_weight: float = 1.0
+  answer_weight: float = 1.0
+  trace_weight: float = 0.0
+  """Of the reasoning masks against the trace's evidence objects; the reference has no such term."""
+  extra_rewards: tuple[tuple[str, float], ...] = ()
+  """("package.module:function", weight): functions of a Sample, see `vrt_jax.rl.rewards`."""
+  reward_clip: tuple[float, float] | None = None
+  """Bounds of the weighted sum of all rewards; None for no bounds."""
+  matching: Literal["hungarian", "reference"] = "hungarian"
+  normalisation: Literal["grpo", "dr_grpo"] = "grpo"
+  """grpo: advantages over the group's deviation, token means; dr_grpo: neither, sums over
+  max_new_tokens (arXiv 2503.20783)."""
+  epsilon: float = 0.2
+  """The ratio is clipped to 1 -+ epsilon; without effect on the first update of a rollout."""
+  updates_per_rollout: int = 1
+  kl_weight: float = 0.0
+  """Of the KL divergence to the start model, which is the policy with its adapters turned off."""
+  drop_equal_groups: bool = False
+  """Groups whose rewards are all equal are replaced by those of other prompts (DAPO)."""
+  max_refills: int = 3
+  """Further rollouts of a step that may replace them; what is still missing then stays."""
+  mask_loss: Literal["off", "reference", "answers"] = "answers"
+  """Of a group's best sample: none; its masks merged as in the reference, where reasoning masks
+  count as logit 0; or merged over the answer's masks alone."""
+  html_every: int = 20
+  """Steps between pages that show rollouts; 0 for none."""
+
+
+@dataclass(frozen=True)
 class MeshConfig:
   """Devices along each mesh axis; -1 takes what is left."""
 
@@ -228,6 +269,7 @@ class EvalConfig:
 class TrainConfig:
   """A recipe: `python -m vrt_jax.train --config configs/NAME.py`. The defaults are the main job."""
 
+  algorithm: Literal["sft", "grpo"] = "sft"
   model: ModelConfig = field(default_factory=lambda: ModelConfig(lora=LoraConfig(rank=32)))
   """With a base model, only `model.lora` counts; the rest comes from the model directory."""
   image: ImageConfig = field(default_factory=ImageConfig)
@@ -241,6 +283,7 @@ class TrainConfig:
   )
   """The embedded run weighs dice up, since its objects are small; the reference's are the defaults
   of `SftLossConfig`."""
+  grpo: GrpoConfig = field(default_factory=GrpoConfig)
   mesh: MeshConfig = field(default_factory=MeshConfig)
   eval: EvalConfig = field(default_factory=EvalConfig)
   base: str = "shapes_base"
