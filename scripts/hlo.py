@@ -76,6 +76,11 @@ class Computation:
     """What it gives."""
     return next(i for i in self.instructions.values() if i.is_root)
 
+  def parameter(self, number: int) -> str | None:
+    """Name of an input."""
+    wanted = f"parameter({number})"
+    return next((i.name for i in self.instructions.values() if wanted in i.text), None)
+
 
 def parse_instruction(line: str) -> Instruction | None:
   """One line of a computation."""
@@ -205,27 +210,59 @@ class Program:
 
   def _fusion_bytes(self, computation: Computation, fusion: Instruction) -> float:
     inner = self.computations[fusion.callees[0]]
-    parameters = {
-      int(i.text.split("parameter(")[1].split(")")[0]): i.name
-      for i in inner.instructions.values()
-      if i.opcode == "parameter"
-    }
+    passed_on = re.findall(r"\{(\d+)\}: \((\d+),", fusion.text)  # results that are operands too
+    outputs, inputs = ({int(pair[n]) for pair in passed_on} for n in (0, 1))
+    in_place = _is_collective(inner)
     total = 0.0
     for number, name in enumerate(fusion.operands):
-      users = [i for i in inner.instructions.values() if parameters.get(number) in i.operands]
       whole = self._operand_bytes(computation, name)
-      if users and whole and all(i.opcode in ("dynamic-slice", "slice", "gather") for i in users):
-        whole = min(whole, sum(t.nbytes for i in users for t in i.types))
-      elif users and all(
-        i.opcode == "dynamic-update-slice" and i.operands[0] == parameters[number] for i in users
-      ):
-        whole = 0.0
-      total += whole
-    root = inner.root
-    if root.opcode == "dynamic-update-slice":
-      updated = inner.instructions.get(root.operands[1])
-      return total + (sum(t.nbytes for t in updated.types) if updated else 0.0)
-    return total + sum(t.nbytes for t in fusion.types if t.in_hbm)
+      if whole and not (in_place and number in inputs):
+        total += self._bytes_read(inner, inner.parameter(number), whole)
+    results = inner.root.operands if inner.root.opcode == "tuple" else [inner.root.name]
+    for number, (result, kind) in enumerate(zip(results, fusion.types, strict=False)):
+      if kind.in_hbm and not (in_place and number in outputs):
+        total += self._bytes_written(inner, result)
+    return total
+
+  def _bytes_read(self, inner: Computation, name: str | None, whole: float) -> float:
+    """Of the `whole` bytes of a fusion's operand: all, or the slices that its users take."""
+    total = 0.0
+    for user in inner.instructions.values():
+      if name not in user.operands:
+        continue
+      if user.opcode in ("dynamic-slice", "slice", "gather"):
+        total += sum(t.nbytes for t in user.types)
+      elif user.opcode == "bitcast":
+        total += self._bytes_read(inner, user.name, whole)
+      elif user.opcode == "fusion":
+        callee = self.computations[user.callees[0]]
+        numbers = [n for n, operand in enumerate(user.operands) if operand == name]
+        total += sum(self._bytes_read(callee, callee.parameter(n), whole) for n in numbers)
+      elif user.opcode == "dynamic-update-slice" and name not in user.operands[1:]:
+        continue  # updated in place
+      elif user.opcode != "tuple":
+        total += whole
+    return min(total, whole)
+
+  def _bytes_written(self, inner: Computation, name: str) -> float:
+    """Of a fusion's result: all, or the part that is updated in place."""
+    result = inner.instructions[name]
+    if result.opcode == "bitcast":
+      return self._bytes_written(inner, result.operands[0])
+    if result.opcode == "parameter":
+      return 0.0
+    if result.opcode == "dynamic-update-slice":
+      return float(sum(t.nbytes for t in inner.instructions[result.operands[1]].types))
+    if result.opcode == "fusion" and len(result.types) == 1:
+      callee = self.computations[result.callees[0]]
+      return self._bytes_written(callee, callee.root.name)
+    return float(sum(t.nbytes for t in result.types))
+
+
+def _is_collective(computation: Computation) -> bool:
+  """Whether a fusion carries a part of a collective beside its own work."""
+  kinds = {i.opcode.removesuffix("-start") for i in computation.instructions.values()}
+  return not kinds.isdisjoint(COLLECTIVES)
 
 
 def _constant(computation: Computation, name: str) -> int | None:

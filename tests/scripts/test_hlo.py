@@ -137,3 +137,54 @@ def test_a_score_matrix_would_be_seen(program):
 def test_unknown_chips_are_refused():
   with pytest.raises(ValueError, match="none of v5e, v5p, v6e"):
     chip_of("v9:2x2")
+
+
+FUSED = """
+%slice_of (param_0.2: f32[36,8,8], param_1.2: s32[]) -> f32[1,8,8] {
+  %param_0.2 = f32[36,8,8]{2,1,0:T(8,128)} parameter(0)
+  %param_1.2 = s32[]{:T(128)} parameter(1)
+  ROOT %slice.1 = f32[1,8,8]{2,1,0:T(8,128)} dynamic-slice(%param_0.2, %param_1.2), dynamic_slice_sizes={1,8,8}
+}
+
+%async_fusion (param_0.3: f32[64], param_1.3: f32[1024], param_2.3: f32[36,8,8], param_3.3: s32[]) -> (f32[1,8,8], f32[64], f32[1024]) {
+  %param_0.3 = f32[64]{0:T(128)} parameter(0)
+  %param_1.3 = f32[1024]{0:T(128)} parameter(1)
+  %param_2.3 = f32[36,8,8]{2,1,0:T(8,128)} parameter(2)
+  %param_3.3 = s32[]{:T(128)} parameter(3)
+  %gathered = f32[1024]{0:T(128)} all-gather(%param_0.3), channel_id=1, replica_groups=[1,16]<=[16]
+  %layer.1 = f32[1,8,8]{2,1,0:T(8,128)} fusion(%param_2.3, %param_3.3), kind=kLoop, calls=%slice_of
+  ROOT %tuple.1 = (f32[1,8,8]{2,1,0:T(8,128)}, f32[64]{0:T(128)}, f32[1024]{0:T(128)}) tuple(%layer.1, %param_0.3, %param_1.3)
+}
+
+%kept (param_0.4: f32[36,8,8], param_1.4: f32[1,8,8], param_2.4: s32[]) -> (f32[36,8,8], f32[1,8,8]) {
+  %param_0.4 = f32[36,8,8]{2,1,0:T(8,128)} parameter(0)
+  %param_1.4 = f32[1,8,8]{2,1,0:T(8,128)} parameter(1)
+  %param_2.4 = s32[]{:T(128)} parameter(2)
+  %doubled = f32[1,8,8]{2,1,0:T(8,128)} add(%param_1.4, %param_1.4)
+  %update = f32[36,8,8]{2,1,0:T(8,128)} dynamic-update-slice(%param_0.4, %doubled, %param_2.4)
+  ROOT %tuple.2 = (f32[36,8,8]{2,1,0:T(8,128)}, f32[1,8,8]{2,1,0:T(8,128)}) tuple(%update, %doubled)
+}
+
+ENTRY %main (a: f32[64], b: f32[1024], c: f32[36,8,8], d: s32[], e: f32[1,8,8]) -> f32[1,8,8] {
+  %a = f32[64]{0:T(128)} parameter(0)
+  %b = f32[1024]{0:T(128)} parameter(1)
+  %c = f32[36,8,8]{2,1,0:T(8,128)} parameter(2)
+  %d = s32[]{:T(128)S(6)} parameter(3)
+  %e = f32[1,8,8]{2,1,0:T(8,128)S(1)} parameter(4)
+  %beside = (f32[1,8,8]{2,1,0:T(8,128)S(1)}, f32[64]{0:T(128)}, f32[1024]{0:T(128)}) fusion(%a, %b, %c, %d), kind=kOutput, output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {})}, calls=%async_fusion
+  %keep = (f32[36,8,8]{2,1,0:T(8,128)}, f32[1,8,8]{2,1,0:T(8,128)}) fusion(%c, %e, %d), kind=kLoop, calls=%kept
+  ROOT %out.1 = f32[1,8,8]{2,1,0:T(8,128)} get-tuple-element(%keep), index=1
+}
+"""  # noqa: E501
+
+
+def test_a_fusion_beside_a_collective_counts_its_own_operands_and_no_buffer_passed_on():
+  program = Program(FUSED)
+  computation, instruction, _ = find(program, "beside")
+  assert program.hbm_bytes(computation, instruction) == MATRIX  # a layer, sliced two levels down
+
+
+def test_a_result_that_is_updated_in_place_counts_the_update_alone():
+  program = Program(FUSED)
+  computation, instruction, _ = find(program, "keep")
+  assert program.hbm_bytes(computation, instruction) == 2 * MATRIX  # the update and the second
