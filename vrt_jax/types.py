@@ -11,6 +11,7 @@ A *visual token* is one merged 2x2 block of patches, so a sample has P / 4 of th
 """
 
 import flax.struct
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int32, UInt8
 
@@ -70,3 +71,33 @@ class Batch:
   grounding_image: UInt8[Array, "B Y X 3"]
   """RGB at SAM 2's input size, normalised on the device."""
   targets: Targets
+
+
+@flax.struct.dataclass
+class VisualFeatures:
+  """What the vision tower makes of the images of a batch."""
+
+  tokens: Float[Array, "B Vt D"]
+  """Visual tokens, Vt = P / 4, as they stand among the token embeddings."""
+  deepstack: Float[Array, "B n Vt D"]
+  """Features that are added after the first n text layers."""
+
+
+@flax.struct.dataclass
+class Completions:
+  """G samples of each of B prompts."""
+
+  tokens: Int32[Array, "B G N"]
+  """Generated ids; the pad id after the end token."""
+  lengths: Int32[Array, "B G"]
+  """The end token included."""
+  logps: Float[Array, "B G N"]
+  """float32 log-probability of each token at temperature 1 over the whole vocabulary; 0 after the
+  end."""
+  seg_slots: Int32[Array, "B G M"]
+  """Index in `tokens` of the [SEG]s that were inputs, so have a hidden state; -1 where none."""
+
+  @property
+  def token_mask(self) -> Bool[Array, "B G N"]:
+    """True up to the end token."""
+    return jnp.arange(self.tokens.shape[-1]) < self.lengths[..., None]

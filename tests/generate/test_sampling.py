@@ -5,26 +5,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrt_jax.generate.sampling import Sampling, sample
+from vrt_jax.generate.sampling import Sampling, nucleus, sample
 
 PROBS = np.array([0.05, 0.5, 0.15, 0.3], np.float32)
 NONE = jnp.zeros(4, bool)
+
+
+def keys(rows: int, seed: int = 0) -> jax.Array:
+  return jax.random.split(jax.random.key(seed), rows)
 
 
 def frequencies(
   sampling: Sampling, forbidden: jax.Array = NONE, probs: np.ndarray = PROBS
 ) -> np.ndarray:
   rows = jnp.tile(jnp.log(jnp.asarray(probs)), (4000, 1))
-  tokens = sample(jax.random.key(0), rows, sampling, forbidden)
+  tokens = sample(keys(4000), rows, sampling, forbidden)
   assert tokens.dtype == jnp.int32
   return np.bincount(tokens, minlength=4) / 4000
 
 
 def test_greedy_takes_the_best_allowed_token():
   logits = jnp.asarray([[0.1, 3.0, 2.0, -1.0], [5.0, 0.0, 0.0, 0.0]])
-  key = jax.random.key(0)
-  assert sample(key, logits, Sampling(), NONE).tolist() == [1, 0]
-  assert sample(key, logits, Sampling(), NONE.at[1].set(True)).tolist() == [2, 0]
+  assert sample(keys(2), logits, Sampling(), NONE).tolist() == [1, 0]
+  assert sample(keys(2), logits, Sampling(), NONE.at[1].set(True)).tolist() == [2, 0]
 
 
 def test_temperature_one_draws_from_the_distribution():
@@ -66,10 +69,25 @@ def test_forbidden_tokens_are_never_drawn_and_do_not_fill_the_nucleus(sampling: 
   assert set(np.flatnonzero(got)) == {0, 2}
 
 
-def test_rows_and_keys_are_independent():
+def test_a_row_follows_its_key_alone():
   rows = jnp.zeros((64, 50))
   none = jnp.zeros(50, bool)
-  first = sample(jax.random.key(0), rows, Sampling(1.0), none)
+  first = sample(keys(64), rows, Sampling(1.0), none)
   assert len(set(first.tolist())) > 20
-  np.testing.assert_array_equal(first, sample(jax.random.key(0), rows, Sampling(1.0), none))
-  assert (first != sample(jax.random.key(1), rows, Sampling(1.0), none)).any()
+  np.testing.assert_array_equal(first[8:16], sample(keys(64)[8:16], rows[:8], Sampling(1.0), none))
+  assert (first != sample(keys(64, seed=1), rows, Sampling(1.0), none)).any()
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
+def test_the_nucleus_is_that_of_sorted_probabilities(top_p: float):
+  rng = np.random.default_rng(0)
+  logits = (4 * rng.normal(size=(8, 300))).astype(np.float32)
+  logits[:, ::7] = -np.inf
+  logits[:, 1::9] = np.round(logits[:, 1::9])  # ties
+  found = np.asarray(nucleus(jnp.asarray(logits), top_p))
+  probs = np.exp(logits.astype(np.float64))
+  probs /= probs.sum(-1, keepdims=True)
+  for row, p, kept in zip(logits, probs, found, strict=True):
+    above = np.array([p[row > x].sum() for x in row])
+    np.testing.assert_array_equal(kept, above < top_p)
+  assert found.sum(-1).min() >= 1

@@ -11,8 +11,8 @@ from flax import nnx
 
 from vrt_jax.config import LoraConfig, ModelConfig, TextConfig, VisionConfig
 from vrt_jax.data.positions import mrope_position_ids, vision_layout, visual_index
+from vrt_jax.models.qwen3_vl.cache import KVCache
 from vrt_jax.models.qwen3_vl.model import Qwen3VL
-from vrt_jax.models.qwen3_vl.text import KVCache
 from vrt_jax.ops import attention as attention_module
 from vrt_jax.ops.attention import AttentionMask
 from vrt_jax.types import TextInputs, VisionInputs

@@ -1,9 +1,10 @@
 """Prefill and decode under jit: one compiled program for a bucket of prompts.
 
-Prompts are right-padded to Tp slots of the cache; every row writes its i-th new token to slot
-Tp + i. Padding slots are never looked at. At a [SEG] that is an input token, in the prompt or
-among the new tokens, the hidden state before the final norm is kept; a [SEG] that comes out last
-has none.
+Prompts are right-padded to P slots of a cache that is read only; every sample writes its i-th new
+token to slot i of its own cache. A prompt may have several samples (`vrt_jax.rl.rollout`);
+`generate` makes one. Padding slots are never looked at. At a [SEG] that is an input token, in the
+prompt or among the new tokens, the hidden state before the final norm is kept; a [SEG] that comes
+out last has none.
 """
 
 from functools import partial
@@ -17,11 +18,11 @@ from jax.sharding import AbstractMesh
 from jaxtyping import Bool, Float, Int32, Key
 
 from vrt_jax.generate.sampling import Sampling, sample
-from vrt_jax.models.qwen3_vl.text import KVCache
+from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache
 from vrt_jax.models.sa2va import Sa2VA
 from vrt_jax.ops.attention import AttentionMask
 from vrt_jax.ops.sharding import on_mesh
-from vrt_jax.types import TextInputs, VisionInputs
+from vrt_jax.types import TextInputs, VisionInputs, VisualFeatures
 
 
 @flax.struct.dataclass
@@ -61,18 +62,30 @@ class TokenIds:
 
 
 @flax.struct.dataclass
+class TokenStats:
+  """Of the tokens so far, under the model at temperature 1 over the whole vocabulary."""
+
+  logps: Float[Array, "B G N"]
+  entropy: Float[Array, "B G"]
+  """Sum over the tokens."""
+
+
+@flax.struct.dataclass
 class DecodeState:
-  """What the decode loop carries."""
+  """What the decode loop carries for G samples of each of B prompts."""
 
   step: Int32[Array, ""]
-  cache: KVCache
-  kv_segments: Int32[Array, "B S"]
-  next_token: Int32[Array, "B"]
-  tokens: Int32[Array, "B N"]
-  done: Bool[Array, "B"]
-  seg_hidden: Float[Array, "B M D"]
-  num_segs: Int32[Array, "B"]
-  key: Key[Array, ""]
+  cache: GroupCache
+  first_positions: Int32[Array, "B"]
+  """Position of the first new token."""
+  keys: Key[Array, "B G"]
+  next_token: Int32[Array, "B G"]
+  tokens: Int32[Array, "B G N"]
+  done: Bool[Array, "B G"]
+  seg_hidden: Float[Array, "B G M D"]
+  num_segs: Int32[Array, "B G"]
+  stats: TokenStats | None
+  """None where they are not recorded."""
 
 
 def store_seg_states(
@@ -84,71 +97,168 @@ def store_seg_states(
   """Appends the hidden states at [SEG] positions to each row's buffer; overflow is dropped."""
   rank = num_segs[:, None] + jnp.cumsum(is_seg, axis=1) - 1
   slot = jnp.where(is_seg, rank, buffer.shape[1])
-  rows = jnp.arange(buffer.shape[0])[:, None]
-  return buffer.at[rows, slot].set(hidden, mode="drop"), num_segs + jnp.sum(is_seg, axis=1)
+  buffer = jax.vmap(lambda row, slot, new: row.at[slot].set(new, mode="drop"))(buffer, slot, hidden)
+  return buffer, num_segs + jnp.sum(is_seg, axis=1)
+
+
+def read_prompts(
+  model: Sa2VA, text: TextInputs, visual: VisualFeatures
+) -> tuple[KVCache, Float[Array, "B T D"]]:
+  """The prompts' keys and values, and their hidden states before the final norm."""
+  embeds = model.qwen.embed_with(text, visual.tokens, model.dtype)
+  segments = text.token_mask.astype(jnp.int32)
+  cache = KVCache.zeros(model.config.text, *segments.shape, model.dtype)
+  hidden, cache = model.qwen.language_model.hidden_states(
+    embeds,
+    text.position_ids,
+    AttentionMask.causal(segments, segments),
+    jnp.moveaxis(visual.deepstack, 1, 0),
+    text.visual_index,
+    cache,
+    0,
+  )
+  return cache, hidden
+
+
+def last_states(
+  hidden: Float[Array, "B T D"], token_mask: Bool[Array, "B T"]
+) -> Float[Array, "B D"]:
+  """The hidden state of each prompt's last token."""
+  last = jnp.sum(token_mask, axis=1) - 1
+  return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+
+
+def row_keys(key: Key[Array, ""], rows: int, group_size: int) -> Key[Array, "B G"]:
+  """A key for sample g of row b that depends on nothing but `key`, b and g."""
+  fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+  keys = fold(key, jnp.arange(rows))
+  return jax.vmap(fold, in_axes=(0, None))(keys, jnp.arange(group_size))
+
+
+def start_groups(
+  cache: KVCache,
+  inputs: GenerationInputs,
+  keys: Key[Array, "B G"],
+  hidden_size: int,
+  max_new_tokens: int,
+  max_masks: int,
+  pad: int,
+) -> DecodeState:
+  """The state of G samples a prompt that have no token yet."""
+  b, g = keys.shape
+  token_mask = inputs.text.token_mask
+  return DecodeState(
+    step=jnp.zeros((), jnp.int32),
+    cache=GroupCache.start(cache, token_mask, g, max_new_tokens),
+    first_positions=jnp.sum(token_mask, axis=1) + inputs.rope_deltas,
+    keys=keys,
+    next_token=jnp.zeros((b, g), jnp.int32),
+    tokens=jnp.full((b, g, max_new_tokens), pad, jnp.int32),
+    done=jnp.zeros((b, g), bool),
+    seg_hidden=jnp.zeros((b, g, max_masks, hidden_size), cache.k.dtype),
+    num_segs=jnp.zeros((b, g), jnp.int32),
+    stats=None,
+  )
 
 
 def prefill(
   model: Sa2VA, inputs: GenerationInputs, max_new_tokens: int, max_masks: int, ids: TokenIds
 ) -> tuple[DecodeState, Float[Array, "B V"]]:
-  """Runs the prompts; gives the decode state without a first token, and the last logits."""
+  """Runs the prompts; gives the state of one sample each without a token, and the last logits.
+
+  The states at the [SEG]s of the prompts are kept.
+  """
   text = inputs.text
-  b, t = text.input_ids.shape
-  language = model.qwen.language_model
-  embeds, deepstack = model.qwen.embed_multimodal(text, inputs.vision, model.dtype)
-  cache = KVCache.zeros(model.config.text, b, t + max_new_tokens, model.dtype)
-  segments = text.token_mask.astype(jnp.int32)
-  kv_segments = jnp.pad(segments, ((0, 0), (0, max_new_tokens)))
-  mask = AttentionMask.causal(segments, kv_segments)
-  hidden, cache = language.hidden_states(
-    embeds, text.position_ids, mask, deepstack, text.visual_index, cache, 0
-  )
-  lengths = jnp.sum(segments, axis=1)
-  last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-  empty = jnp.zeros((b, max_masks, hidden.shape[-1]), hidden.dtype)
+  visual = model.qwen.visual_features(inputs.vision, model.dtype)
+  cache, hidden = read_prompts(model, text, visual)
+  keys = row_keys(jax.random.key(0), hidden.shape[0], 1)
+  state = start_groups(cache, inputs, keys, hidden.shape[-1], max_new_tokens, max_masks, ids.pad)
   is_seg = (text.input_ids == ids.seg) & text.token_mask
-  seg_hidden, num_segs = store_seg_states(empty, jnp.zeros(b, jnp.int32), hidden, is_seg)
-  state = DecodeState(
-    step=jnp.zeros((), jnp.int32),
-    cache=cache,
-    kv_segments=kv_segments,
-    next_token=jnp.zeros(b, jnp.int32),
-    tokens=jnp.full((b, max_new_tokens), ids.pad, jnp.int32),
-    done=jnp.zeros(b, bool),
-    seg_hidden=seg_hidden,
-    num_segs=num_segs,
-    key=jax.random.key(0),
+  seg_hidden, num_segs = store_seg_states(
+    state.seg_hidden[:, 0], state.num_segs[:, 0], hidden, is_seg
   )
-  return state, language.logits(last)
+  state = state.replace(seg_hidden=seg_hidden[:, None], num_segs=num_segs[:, None])
+  return state, model.qwen.language_model.logits(last_states(hidden, text.token_mask))
 
 
 def decode_step(
-  model: Sa2VA, state: DecodeState, prompt_slots: int, first_positions: Array, ids: TokenIds
-) -> tuple[DecodeState, Float[Array, "B V"]]:
-  """Feeds `next_token` of every row and gives the logits of the token after it."""
+  model: Sa2VA, state: DecodeState, ids: TokenIds
+) -> tuple[DecodeState, Float[Array, "B G V"]]:
+  """Feeds `next_token` of every sample and gives the logits of the token after it."""
   language = model.qwen.language_model
-  slot = prompt_slots + state.step
-  live = ~state.done
-  kv_segments = state.kv_segments.at[:, slot].set(1)
-  b = state.next_token.shape[0]
-  positions = jnp.broadcast_to((first_positions + state.step)[None, :, None], (3, b, 1))
+  positions = jnp.broadcast_to(
+    (state.first_positions + state.step)[None, :, None], (3, *state.next_token.shape)
+  )
   hidden, cache = language.hidden_states(
-    language.embed(state.next_token[:, None]).astype(model.dtype),
+    language.embed(state.next_token).astype(model.dtype),
     positions,
-    AttentionMask(jnp.ones((b, 1), jnp.int32), kv_segments, slot[None]),
+    mask=None,
     cache=state.cache,
-    cache_slot=slot,
+    cache_slot=state.step,
   )
-  is_seg = ((state.next_token == ids.seg) & live)[:, None]
-  seg_hidden, num_segs = store_seg_states(state.seg_hidden, state.num_segs, hidden, is_seg)
-  state = state.replace(
-    step=state.step + 1,
-    cache=cache,
-    kv_segments=kv_segments,
-    seg_hidden=seg_hidden,
-    num_segs=num_segs,
+  is_seg = (state.next_token == ids.seg) & ~state.done
+  seg_hidden, num_segs = jax.vmap(store_seg_states)(
+    state.seg_hidden, state.num_segs, hidden[:, :, None], is_seg[:, :, None]
   )
-  return state, language.logits(hidden[:, 0])
+  state = state.replace(step=state.step + 1, cache=cache, seg_hidden=seg_hidden, num_segs=num_segs)
+  return state, language.logits(hidden)
+
+
+def choose(
+  state: DecodeState,
+  logits: Float[Array, "B G V"],
+  sampling: Sampling,
+  forbidden: Bool[Array, "V"],
+  ids: TokenIds,
+) -> DecodeState:
+  """Appends the chosen token of every sample that is not done."""
+  b, g, v = logits.shape
+  keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys.reshape(-1), state.step)
+  token = sample(keys, logits.reshape(b * g, v), sampling, forbidden).reshape(b, g)
+  token = jnp.where(state.done, ids.pad, token)
+  stats = state.stats
+  if stats is not None:
+    every = jax.nn.log_softmax(logits, axis=-1)
+    logp = jnp.take_along_axis(every, token[..., None], axis=-1)[..., 0]
+    entropy = -jnp.sum(jnp.exp(every) * every, axis=-1)
+    stats = TokenStats(
+      stats.logps.at[:, :, state.step].set(jnp.where(state.done, 0.0, logp)),
+      stats.entropy + jnp.where(state.done, 0.0, entropy),
+    )
+  return state.replace(
+    next_token=token,
+    tokens=state.tokens.at[:, :, state.step].set(token),
+    done=state.done | (token == ids.end),
+    stats=stats,
+  )
+
+
+def decode(
+  model: Sa2VA,
+  state: DecodeState,
+  logits: Float[Array, "B V"],
+  sampling: Sampling,
+  ids: TokenIds,
+) -> DecodeState:
+  """From the prompts' last logits until all samples are done or have N tokens."""
+  vocab, (b, g, max_new_tokens) = logits.shape[-1], state.tokens.shape
+  forbidden = jnp.zeros(vocab, bool).at[jnp.asarray(ids.forbidden, jnp.int32)].set(True)
+
+  def body(state: DecodeState) -> DecodeState:
+    return choose(*decode_step(model, state, ids), sampling, forbidden, ids)
+
+  first = jnp.broadcast_to(logits[:, None], (b, g, vocab))
+  return jax.lax.while_loop(
+    lambda s: (s.step < max_new_tokens - 1) & ~jnp.all(s.done),
+    body,
+    choose(state, first, sampling, forbidden, ids),
+  )
+
+
+def token_lengths(tokens: Int32[Array, "*B N"], end: int) -> Int32[Array, "*B"]:
+  """Tokens up to the first end token, which counts; N where there is none."""
+  is_end = tokens == end
+  return jnp.where(jnp.any(is_end, -1), jnp.argmax(is_end, -1) + 1, tokens.shape[-1])
 
 
 @partial(jax.jit, static_argnames=("max_new_tokens", "max_masks", "sampling", "ids", "mesh"))
@@ -182,39 +292,15 @@ def _generate(
   sampling: Sampling,
   ids: TokenIds,
 ) -> Generation:
-  vocab = model.config.text.vocab_size
-  forbidden = jnp.zeros(vocab, bool).at[jnp.asarray(ids.forbidden)].set(True)
-  prompt_slots = inputs.text.input_ids.shape[1]
-  first_positions = jnp.sum(inputs.text.token_mask, axis=1) + inputs.rope_deltas
-
-  def choose(state: DecodeState, logits: Array) -> DecodeState:
-    """Appends the chosen token of every row that is not done."""
-    next_key, sample_key = jax.random.split(state.key)
-    token = sample(sample_key, logits, sampling, forbidden)
-    token = jnp.where(state.done, ids.pad, token)
-    return state.replace(
-      key=next_key,
-      next_token=token,
-      tokens=state.tokens.at[:, state.step].set(token),
-      done=state.done | (token == ids.end),
-    )
-
-  def body(state: DecodeState) -> DecodeState:
-    return choose(*decode_step(model, state, prompt_slots, first_positions, ids))
-
   state, logits = prefill(model, inputs, max_new_tokens, max_masks, ids)
-  state = choose(state.replace(key=key), logits)
-  state = jax.lax.while_loop(
-    lambda s: (s.step < max_new_tokens - 1) & ~jnp.all(s.done), body, state
-  )
-  masks = model.masks(inputs.grounding_image, state.seg_hidden)
-  ended = jnp.cumsum(state.tokens == ids.end, axis=1)
-  written = jnp.arange(max_new_tokens)[None] <= state.step
-  lengths = jnp.sum(written & ((ended == 0) | (state.tokens == ids.end) & (ended == 1)), axis=1)
+  state = state.replace(keys=row_keys(key, logits.shape[0], 1))
+  state = decode(model, state, logits, sampling, ids)
+  masks = model.masks(inputs.grounding_image, state.seg_hidden[:, 0])
+  tokens = state.tokens[:, 0]
   return Generation(
-    tokens=state.tokens,
-    lengths=lengths,
-    num_segs=state.num_segs,
+    tokens=tokens,
+    lengths=token_lengths(tokens, ids.end),
+    num_segs=state.num_segs[:, 0],
     low_res_masks=masks.low_res_masks,
     iou_pred=masks.iou_pred,
   )

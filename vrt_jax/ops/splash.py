@@ -3,12 +3,17 @@
 Kernels are not divided by the compiler, so each device runs its own on its part of batch and heads.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
-from jaxtyping import Float, Int32
+from jaxtyping import Bool, Float, Int32
 
 from vrt_jax.ops.sharding import TENSOR_AXIS, ambient_mesh, batch_axes
 
@@ -37,16 +42,71 @@ def splash(
 
   Lengths are padded to multiples of 128 by an own segment. `interpret` runs the kernel off TPU.
   """
-  t, s = q.shape[1], k.shape[1]
   if q_segments is None:
     q_segments, kv_segments = (jnp.zeros(x.shape[:2], jnp.int32) for x in (q, k))
+  kind = splash_attention.CausalMask if causal else splash_attention.FullMask
+  return _splash(q, k, v, q_segments, kv_segments, kind, interpret)
+
+
+def packed_splash(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B T K H"],
+  v: Float[Array, "B T K H"],
+  prompt_mask: Bool[Array, "B P"],
+  group_size: int,
+  *,
+  interpret: bool = False,
+) -> Float[Array, "B T N H"]:
+  """Attention in packed sequences (`ops.group_attention.PackedMask`) in one kernel call.
+
+  Blocks between different completions are skipped.
+  """
+  prompt = prompt_mask.shape[1]
+  run = (q.shape[1] - prompt) // group_size
+  segments = jnp.pad(
+    prompt_mask.astype(jnp.int32), ((0, 0), (0, group_size * run)), constant_values=1
+  )
+  kind = partial(PackedBlocks, prompt=prompt, run=run)
+  return _splash(q, k, v, segments, segments, kind, interpret)
+
+
+@dataclass(frozen=True)
+class PackedBlocks(splash_attention.Mask):
+  """The kernel's mask of a packed sequence; its slots of padding look like further runs."""
+
+  size: tuple[int, int]
+  prompt: int
+  run: int
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """Queries and keys."""
+    return self.size
+
+  def __getitem__(self, index: tuple[slice, slice]) -> Bool[np.ndarray, "T S"]:
+    q, kv = (np.arange(n)[i] for n, i in zip(self.size, index, strict=True))
+    q, kv = q[:, None], kv[None]
+    same_run = (q - self.prompt) // self.run == (kv - self.prompt) // self.run
+    return (kv <= q) & ((kv < self.prompt) | same_run)
+
+
+def _splash(
+  q: Array,
+  k: Array,
+  v: Array,
+  q_segments: Array,
+  kv_segments: Array,
+  kind: Callable[[tuple[int, int]], splash_attention.Mask],
+  interpret: bool,
+) -> Array:
+  t, s = q.shape[1], k.shape[1]
   q, k, v = ((x * f).swapaxes(1, 2) for x, f in ((q, q.shape[-1] ** -0.5), (k, 1), (v, 1)))
   q, q_segments = _padded(q, q_segments, -t % LANES)
   k, kv_segments = _padded(k, kv_segments, -s % LANES)
   v = jnp.pad(v, ((0, 0), (0, 0), (0, -s % LANES), (0, 0)))
 
   def local(q: Array, k: Array, v: Array, q_segments: Array, kv_segments: Array) -> Array:
-    kernel = _kernel(q.shape[1], q.shape[2], k.shape[2], causal, interpret)
+    kernel = _kernel(q.shape[1], kind((q.shape[2], k.shape[2])), interpret)
     segments = splash_attention.SegmentIds(q_segments, kv_segments)
     return jax.vmap(kernel)(q, k, v, segments)
 
@@ -73,10 +133,9 @@ def _padded(x: Array, segments: Array, pad: int) -> tuple[Array, Array]:
   )
 
 
-def _kernel(num_heads: int, t: int, s: int, causal: bool, interpret: bool):
-  kind = splash_attention.CausalMask if causal else splash_attention.FullMask
-  mask = splash_attention.MultiHeadMask([kind((t, s))] * num_heads)
-  q, kv = block_of(t), block_of(s)
+def _kernel(num_heads: int, head_mask: splash_attention.Mask, interpret: bool):
+  mask = splash_attention.MultiHeadMask([head_mask] * num_heads)
+  q, kv = map(block_of, head_mask.shape)
   sizes = splash_attention.BlockSizes(
     block_q=q,
     block_kv=kv,

@@ -11,7 +11,7 @@ from vrt_jax.models.qwen3_vl.text import TextDecoder, gather_visual
 from vrt_jax.models.qwen3_vl.vision import VisionTower
 from vrt_jax.ops.attention import AttentionMask
 from vrt_jax.ops.sharding import constrain_batch
-from vrt_jax.types import TextInputs, VisionInputs
+from vrt_jax.types import TextInputs, VisionInputs, VisualFeatures
 
 
 class Qwen3VL(nnx.Module):
@@ -25,17 +25,28 @@ class Qwen3VL(nnx.Module):
     self.visual = VisionTower(config.vision, rngs)
     self.language_model = TextDecoder(config.text, config.lora, rngs)
 
+  def visual_features(self, vision: VisionInputs, dtype: DTypeLike = jnp.float32) -> VisualFeatures:
+    """What the vision tower makes of the images."""
+    tokens, deepstack = self.visual(vision, dtype)
+    return VisualFeatures(tokens, jnp.moveaxis(deepstack, 0, 1))
+
+  def embed_with(
+    self, text: TextInputs, visual_tokens: Float[Array, "B Vt D"], dtype: DTypeLike = jnp.float32
+  ) -> Float[Array, "B T D"]:
+    """Token embeddings with the visual tokens in their places."""
+    inputs_embeds = self.language_model.embed(text.input_ids).astype(dtype)
+    visual = gather_visual(visual_tokens, text.visual_index)
+    is_visual = text.visual_index[:, :, None] >= 0
+    return constrain_batch(jnp.where(is_visual, visual, inputs_embeds))
+
   def embed_multimodal(
     self, text: TextInputs, vision: VisionInputs | None, dtype: DTypeLike = jnp.float32
   ) -> tuple[Float[Array, "B T D"], Float[Array, "n B P/4 D"] | None]:
     """Token embeddings with the visual tokens in their places, and the DeepStack features."""
-    inputs_embeds = self.language_model.embed(text.input_ids).astype(dtype)
     if vision is None:
-      return inputs_embeds, None
+      return self.language_model.embed(text.input_ids).astype(dtype), None
     visual_tokens, deepstack = self.visual(vision, dtype)
-    is_visual = text.visual_index[:, :, None] >= 0
-    visual = gather_visual(visual_tokens, text.visual_index)
-    return constrain_batch(jnp.where(is_visual, visual, inputs_embeds)), deepstack
+    return self.embed_with(text, visual_tokens, dtype), deepstack
 
   def __call__(
     self,

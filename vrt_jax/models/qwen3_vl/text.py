@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 from jax import Array
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 from jaxtyping import Float, Int32, Key
 
 from vrt_jax.config import LoraConfig, Remat, TextConfig
@@ -17,12 +17,16 @@ from vrt_jax.models.layers import (
   stack,
   whole_weights,
 )
+from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache
 from vrt_jax.ops.attention import AttentionMask, attention
+from vrt_jax.ops.group_attention import PackedMask, packed_attention
 from vrt_jax.ops.rope import apply_rope, mrope_cos_sin
 from vrt_jax.ops.sharding import constrain_batch, divides_weights, gathered
 from vrt_jax.ops.splash import RESIDUALS
 
 Rope = tuple[Array, Array]
+Mask = AttentionMask | PackedMask | None
+Cache = KVCache | GroupCache
 LINEARS_PER_LAYER = 7
 _KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
 REMAT_POLICIES = {
@@ -36,44 +40,10 @@ REMAT_POLICIES = {
 
 
 @struct.dataclass
-class KVCache:
-  """Rotated keys and values of all layers in S slots; unwritten slots hold zeros."""
-
-  k: Float[Array, "L B S K H"]
-  v: Float[Array, "L B S K H"]
-
-  @classmethod
-  def zeros(
-    cls, config: TextConfig, batch_size: int, num_slots: int, dtype: DTypeLike
-  ) -> "KVCache":
-    """An empty cache."""
-    shape = (config.num_layers, batch_size, num_slots, config.num_kv_heads, config.head_dim)
-    return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-  def write(
-    self, layer: ArrayLike, slot: ArrayLike, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
-  ) -> "KVCache":
-    """The cache with slots slot .. slot + T - 1 of a layer replaced."""
-    start = (layer, 0, slot, 0, 0)
-    return KVCache(
-      jax.lax.dynamic_update_slice(self.k, k[None].astype(self.k.dtype), start),
-      jax.lax.dynamic_update_slice(self.v, v[None].astype(self.v.dtype), start),
-    )
-
-  def read(
-    self, layer: ArrayLike, dtype: DTypeLike
-  ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-    """Keys and values of a layer."""
-    k = jax.lax.dynamic_index_in_dim(self.k, layer, keepdims=False)
-    v = jax.lax.dynamic_index_in_dim(self.v, layer, keepdims=False)
-    return k.astype(dtype), v.astype(dtype)
-
-
-@struct.dataclass
 class _CacheSlice:
   """Where a layer reads and writes: the whole cache, its layer and the first new slot."""
 
-  cache: KVCache
+  cache: Cache
   layer: Int32[Array, ""]
   slot: Int32[Array, ""]
 
@@ -105,10 +75,10 @@ class TextAttention(nnx.Module):
     self,
     x: Float[Array, "B T D"],
     rope: Rope,
-    mask: AttentionMask,
+    mask: Mask,
     cached: _CacheSlice | None,
     keys: Key[Array, "7"] | list[None],
-  ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+  ) -> tuple[Float[Array, "B T D"], Cache | None]:
     b, t, _ = x.shape
     heads = (b, t, -1, self.head_dim)
     q = apply_rope(self.q_norm(self.q_proj(x, keys[0]).reshape(heads)), *rope)
@@ -117,9 +87,12 @@ class TextAttention(nnx.Module):
     cache = None
     if cached is not None:
       cache = cached.cache.write(cached.layer, cached.slot, k, v)
-      k, v = cache.read(cached.layer, x.dtype)
-    out = attention(q, k, v, mask).reshape(b, t, -1)
-    return self.o_proj(out, keys[3]), cache
+      out = cache.attend(cached.layer, cached.slot, q, mask)
+    elif isinstance(mask, PackedMask):
+      out = packed_attention(q, k, v, mask)
+    else:
+      out = attention(q, k, v, mask)
+    return self.o_proj(out.reshape(b, t, -1), keys[3]), cache
 
 
 class TextMLP(nnx.Module):
@@ -151,10 +124,10 @@ class DecoderLayer(nnx.Module):
     self,
     x: Float[Array, "B T D"],
     rope: Rope,
-    mask: AttentionMask,
+    mask: Mask,
     cached: _CacheSlice | None,
     dropout_key: Key[Array, ""] | None,
-  ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+  ) -> tuple[Float[Array, "B T D"], Cache | None]:
     keys = [None] * LINEARS_PER_LAYER
     if dropout_key is not None:
       keys = jax.random.split(dropout_key, LINEARS_PER_LAYER)
@@ -201,19 +174,20 @@ class TextDecoder(nnx.Module):
     self,
     inputs_embeds: Float[Array, "B T D"],
     position_ids: Int32[Array, "3 B T"],
-    mask: AttentionMask,
+    mask: Mask,
     deepstack: Float[Array, "n B Vt D"] | None = None,
     visual_index: Int32[Array, "B T"] | None = None,
-    cache: KVCache | None = None,
+    cache: Cache | None = None,
     cache_slot: ArrayLike = 0,
     *,
     dropout_key: Key[Array, ""] | None = None,
     remat: Remat = "none",
-  ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+  ) -> tuple[Float[Array, "B T D"], Cache | None]:
     """Output of the last layer before the final norm, and the cache with the T new slots.
 
-    With a cache the keys and values go to slots cache_slot .. cache_slot + T - 1 of every row and
-    `mask` covers all S slots; without one it covers the T inputs. DeepStack features k are added
+    With a `KVCache` the keys and values go to slots cache_slot .. cache_slot + T - 1 of every row
+    and `mask` covers all S slots; without one it covers the T inputs. With a `GroupCache` the T
+    inputs are one new token of each sample and there is no mask. DeepStack features k are added
     after layer k at positions with `visual_index` >= 0. `dropout_key` turns LoRA dropout on,
     `remat` says what the backward pass computes again (OptimConfig).
 

@@ -1,0 +1,95 @@
+"""Rotated keys and values that were computed before: of a sequence, and of groups of samples."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Bool, Float
+
+from vrt_jax.config import TextConfig
+from vrt_jax.ops.attention import AttentionMask, attention
+from vrt_jax.ops.group_attention import group_attention
+
+
+@struct.dataclass
+class KVCache:
+  """Rotated keys and values of all layers in S slots; unwritten slots hold zeros."""
+
+  k: Float[Array, "L B S K H"]
+  v: Float[Array, "L B S K H"]
+
+  @classmethod
+  def zeros(
+    cls, config: TextConfig, batch_size: int, num_slots: int, dtype: DTypeLike
+  ) -> "KVCache":
+    """An empty cache."""
+    shape = (config.num_layers, batch_size, num_slots, config.num_kv_heads, config.head_dim)
+    return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+  def write(
+    self, layer: ArrayLike, slot: ArrayLike, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
+  ) -> "KVCache":
+    """The cache with slots slot .. slot + T - 1 of a layer replaced."""
+    start = (layer, 0, slot, 0, 0)
+    return KVCache(_replace(self.k, k[None], start), _replace(self.v, v[None], start))
+
+  def read(
+    self, layer: ArrayLike, dtype: DTypeLike
+  ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+    """Keys and values of a layer."""
+    return _layer(self.k, layer, dtype), _layer(self.v, layer, dtype)
+
+  def attend(
+    self, layer: ArrayLike, slot: ArrayLike, q: Float[Array, "B T N H"], mask: AttentionMask
+  ) -> Float[Array, "B T N H"]:
+    """Attention of T queries from slot `slot` on to a layer, whose S slots `mask` covers."""
+    return attention(q, *self.read(layer, q.dtype), mask)
+
+
+@struct.dataclass
+class GroupCache:
+  """What G samples of a prompt look at: the prompt, which is there once, and their own new tokens.
+
+  All samples are at the same number of new tokens, so one query a sample comes at a time.
+  """
+
+  prompt: KVCache
+  prompt_mask: Bool[Array, "B P"]
+  k: Float[Array, "L B G S K H"]
+  v: Float[Array, "L B G S K H"]
+
+  @classmethod
+  def start(
+    cls, prompt: KVCache, prompt_mask: Bool[Array, "B P"], group_size: int, num_slots: int
+  ) -> "GroupCache":
+    """A cache with room for `num_slots` new tokens of each sample."""
+    layers, b, _, heads, width = prompt.k.shape
+    empty = jnp.zeros((layers, b, group_size, num_slots, heads, width), prompt.k.dtype)
+    return cls(prompt, prompt_mask, empty, empty)
+
+  def write(
+    self, layer: ArrayLike, slot: ArrayLike, k: Float[Array, "B G K H"], v: Float[Array, "B G K H"]
+  ) -> "GroupCache":
+    """The cache with one slot of every sample replaced in a layer."""
+    start = (layer, 0, 0, slot, 0, 0)
+    return self.replace(
+      k=_replace(self.k, k[None, :, :, None], start), v=_replace(self.v, v[None, :, :, None], start)
+    )
+
+  def attend(
+    self, layer: ArrayLike, slot: ArrayLike, q: Float[Array, "B G N H"], mask: None = None
+  ) -> Float[Array, "B G N H"]:
+    """Attention of one query a sample, of new slot `slot`; the cache knows what it may look at."""
+    k, v = _layer(self.k, layer, q.dtype), _layer(self.v, layer, q.dtype)
+    prompt = self.prompt.read(layer, q.dtype)
+    slots = jnp.reshape(slot, 1)
+    return group_attention(q[:, :, None], *prompt, self.prompt_mask, k, v, slots)[:, :, 0]
+
+
+def _replace(cache: Array, new: Array, start: tuple[ArrayLike, ...]) -> Array:
+  return jax.lax.dynamic_update_slice(cache, new.astype(cache.dtype), start)
+
+
+def _layer(cache: Array, layer: ArrayLike, dtype: DTypeLike) -> Array:
+  return jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False).astype(dtype)

@@ -1,0 +1,113 @@
+"""Attention of G completions that share one prompt, whose keys and values are there once.
+
+A completion's query looks at the prompt's tokens and, causally, at its own: two blocks of scores
+under one softmax. In decoding both blocks come from caches; in a packed sequence, the prompt and
+its completions one after the other, they are parts of the same keys.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+from jaxtyping import Bool, Float, Int32
+
+from vrt_jax.ops.attention import MAX_UNCHUNKED, QUERY_CHUNK, AttentionMask, attention
+from vrt_jax.ops.sharding import on_tpu
+from vrt_jax.ops.splash import packed_splash
+
+MASKED = -1e30
+
+
+@struct.dataclass
+class PackedMask:
+  """Who may look at whom in sequences of P prompt slots and then G runs of N completion slots.
+
+  A prompt slot looks at earlier ones, slot i of a run at the prompt and at slots 0 .. i of its run.
+  """
+
+  prompt_mask: Bool[Array, "B P"]
+  """True where the prompt has a token."""
+  group_size: int = struct.field(pytree_node=False)
+
+
+def packed_attention(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B T K H"],
+  v: Float[Array, "B T K H"],
+  mask: PackedMask,
+  *,
+  kernel: bool | None = None,
+) -> Float[Array, "B T N H"]:
+  """softmax(q k^T / sqrt(H)) v in packed sequences, T = P + G * run; rows of padding are finite.
+
+  `kernel` says whether the TPU kernel computes it; None: for long sequences on TPUs.
+  """
+  b, t, n, h = q.shape
+  prompt, groups = mask.prompt_mask.shape[1], mask.group_size
+  if on_tpu() and t > MAX_UNCHUNKED if kernel is None else kernel:
+    return packed_splash(q, k, v, mask.prompt_mask, groups, interpret=not on_tpu())
+
+  def runs(x: Array) -> Array:
+    return x[:, prompt:].reshape(b, groups, -1, *x.shape[2:])
+
+  segments = mask.prompt_mask.astype(jnp.int32)
+  first = [x[:, :prompt] for x in (q, k, v)]
+  out = attention(*first, AttentionMask.causal(segments, segments))
+  slots = jnp.arange((t - prompt) // groups)
+  rest = group_attention(runs(q), *first[1:], mask.prompt_mask, runs(k), runs(v), slots)
+  return jnp.concatenate([out, rest.reshape(b, -1, n, h)], axis=1)
+
+
+def group_attention(
+  q: Float[Array, "B G T N H"],
+  prompt_k: Float[Array, "B P K H"],
+  prompt_v: Float[Array, "B P K H"],
+  prompt_mask: Bool[Array, "B P"],
+  k: Float[Array, "B G S K H"],
+  v: Float[Array, "B G S K H"],
+  q_slots: Int32[Array, "T"],
+) -> Float[Array, "B G T N H"]:
+  """Each query looks at its prompt's tokens and at its completion's slots 0 .. q_slots[i].
+
+  Scores and softmax are float32; queries go in chunks, which the backward pass computes again.
+  """
+  b, g, t, n, h = q.shape
+  q = q.reshape(b, g, t, k.shape[3], n // k.shape[3], h)
+
+  def attend(q: Array, slots: Array) -> Array:
+    return _attend(q, prompt_k, prompt_v, prompt_mask, k, v, slots)
+
+  chunk = max(1, QUERY_CHUNK // g)
+  if t <= chunk:
+    return attend(q, q_slots).reshape(b, g, t, n, h)
+  chunks = -(-t // chunk)
+  pad = chunks * chunk - t
+  q = jnp.pad(q, ((0, 0), (0, 0), (0, pad), *[(0, 0)] * 3))
+  q = jnp.moveaxis(q.reshape(b, g, chunks, chunk, *q.shape[3:]), 2, 0)
+  slots = jnp.pad(q_slots, (0, pad)).reshape(chunks, chunk)
+  out = jax.lax.map(jax.checkpoint(lambda xs: attend(*xs)), (q, slots))  # [chunks, B, G, Tc, ..]
+  return jnp.moveaxis(out, 0, 2).reshape(b, g, chunks * chunk, n, h)[:, :, :t]
+
+
+def _attend(
+  q: Array, prompt_k: Array, prompt_v: Array, prompt_mask: Array, k: Array, v: Array, slots: Array
+) -> Array:
+  """q [B, G, T, K, J, H], J queries a key head -> the same shape."""
+  scale = q.shape[-1] ** -0.5
+
+  def product(form: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(form, x, y, preferred_element_type=jnp.float32)
+
+  shared = product("bgtkjh,bpkh->bkgtjp", q, prompt_k) * scale
+  shared = jnp.where(prompt_mask[:, None, None, None, None], shared, MASKED)
+  own = product("bgtkjh,bgskh->bgktjs", q, k) * scale
+  allowed = jnp.arange(k.shape[2]) <= slots[:, None]  # [T, S]
+  own = jnp.where(allowed[:, None], own, MASKED)
+  own_max = jnp.moveaxis(own.max(-1, keepdims=True), 1, 2)
+  largest = jax.lax.stop_gradient(jnp.maximum(shared.max(-1, keepdims=True), own_max))
+  shared = jnp.exp(shared - largest)  # [B, K, G, T, J, P]
+  own = jnp.exp(own - jnp.moveaxis(largest, 2, 1))  # [B, G, K, T, J, S]
+  total = jnp.moveaxis(shared.sum(-1), 1, 3) + jnp.moveaxis(own.sum(-1), 2, 3)  # [B, G, T, K, J]
+  out = product("bkgtjp,bpkh->bgtkjh", shared.astype(v.dtype), prompt_v)
+  out = out + product("bgktjs,bgskh->bgtkjh", own.astype(v.dtype), v)
+  return (out / total[..., None]).astype(v.dtype)
