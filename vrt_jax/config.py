@@ -178,8 +178,8 @@ class OptimConfig:
   steps: int = 440
   max_skipped_steps: int = 20
   """Steps with a non-finite loss or gradient change nothing; the run stops after so many."""
-  trainable: Literal["adapters", "all"] = "adapters"
-  """adapters: LoRA, text_hidden_fcs and the mask decoder; all: every parameter."""
+  trainable: Literal["language", "adapters", "all"] = "adapters"
+  """language: LoRA and text_hidden_fcs; adapters: the mask decoder too; all: every parameter."""
   remat: Remat = "none"
   """What a text layer computes again in the backward pass: nothing ("none"), all but the results of
   its linear layers and attention ("linears"), all but attention ("full")."""

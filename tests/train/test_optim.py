@@ -98,6 +98,13 @@ def test_adapters_leave_the_base_alone():
   assert not any(name.startswith(("qwen.visual", "sam2.image_encoder")) for name in trained)
 
 
+def test_language_leaves_the_mask_decoder_out():
+  trained, fixed = paths("language")
+  assert paths("adapters")[0] - trained == {n for n in fixed if n.startswith("sam2.mask_decoder")}
+  assert "text_hidden_fcs.fc1.weight" in trained
+  assert sum(name.endswith("lora_b") for name in trained) == 7
+
+
 def test_unknown_choice_names_the_allowed_ones():
-  with pytest.raises(ValueError, match='"lora", not "adapters" or "all"'):
+  with pytest.raises(ValueError, match='"lora", not "language", "adapters" or "all"'):
     trainable_filter("lora")

@@ -16,8 +16,9 @@ from vrt_jax.data.pipeline import BatchIterator
 from vrt_jax.runtime import make_mesh, put_batch
 from vrt_jax.train.checkpoint import Checkpoints
 from vrt_jax.train.optim import make_optimizer, trainable_filter
-from vrt_jax.train.sft_step import keep_if_finite, make_sft_step, sft_gradients, split_batch
+from vrt_jax.train.sft_step import make_sft_step, sft_gradients
 from vrt_jax.train.state import Frozen, TrainState, create_state
+from vrt_jax.train.update import keep_if_finite, split_batch
 from vrt_jax.types import Batch
 
 CONFIG = tiny.train_config()

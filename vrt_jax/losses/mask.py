@@ -1,9 +1,11 @@
 """Mask losses on sampled points (reference: mmdet CrossEntropyLoss and DiceLoss in Sa2VA)."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Key
+from jaxtyping import Bool, Float, Key
 
 from vrt_jax.config import SftLossConfig
 from vrt_jax.ops.points import point_sample, uncertain_points
@@ -53,3 +55,23 @@ def mask_losses(
     point_dice(at_points, truth_at_points, weights),
     jnp.sum(weights),
   )
+
+
+def merged_masks(
+  logits: Float[Array, "B M Y X"],
+  has_mask: Bool[Array, "B M"],
+  is_answer: Bool[Array, "B M"],
+  merge: Literal["reference", "answers"],
+) -> tuple[Float[Array, "B Y X"], Bool[Array, "B"]]:
+  """The largest logit of a sample's masks at each cell, float32, and whether any mask counts.
+
+  "answers": of the answer's masks. "reference": of all masks, those that are not the answer's with
+  logits times 0, so that a sample with such a mask has no cell below 0 (Sa2VAModelGRPOv2). Where no
+  mask counts the map is 0.
+  """
+  logits = logits.astype(jnp.float32)
+  counts = has_mask if merge == "reference" else has_mask & is_answer
+  logits = jnp.where(is_answer[..., None, None], logits, 0.0)
+  largest = jnp.max(jnp.where(counts[..., None, None], logits, -jnp.inf), axis=1)
+  any_counts = jnp.any(counts, axis=1)
+  return jnp.where(any_counts[:, None, None], largest, 0.0), any_counts

@@ -32,6 +32,14 @@ def add_lora(model: Sa2VA, lora: LoraConfig, seed: int) -> Sa2VA:
   return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
+def without_lora(model: Sa2VA) -> Sa2VA:
+  """The model that the adapters were added to; its parameters are shared, not copied."""
+  config = dataclasses.replace(model.config, lora=LoraConfig())
+  flat = nnx.to_flat_state(nnx.state(model))
+  kept = {path: v for path, v in flat if path[-1] not in ("lora_a", "lora_b")}
+  return nnx.merge(nnx.split(abstract_sa2va(config))[0], nnx.from_flat_state(kept))
+
+
 def merge_lora(model: Sa2VA) -> Sa2VA:
   """The model without adapters: W + (alpha / rank) B A, summed in float32.
 

@@ -12,8 +12,12 @@ from vrt_jax.models.sam2.prompt_encoder import Buffer
 
 Filter = Callable[[tuple, object], bool]
 
-ADAPTER_MODULES = (("text_hidden_fcs",), ("sam2", "mask_decoder"))
-"""Modules that train beside LoRA (reference: vrt_sa2va_4b_qwen3_sft)."""
+TRAINED_MODULES = {
+  "language": (("text_hidden_fcs",),),
+  "adapters": (("text_hidden_fcs",), ("sam2", "mask_decoder")),
+}
+"""Modules that train beside LoRA, by `optim.trainable` (reference: RL with "language", whose mask
+decoder is frozen; SFT with "adapters")."""
 
 
 MATRIX_RATE = 2.0
@@ -26,16 +30,16 @@ def trainable_filter(trainable: str) -> Filter:
   """nnx filter of the parameters that the optimiser changes.
 
   Raises:
-    ValueError: `trainable` is neither "adapters" nor "all".
+    ValueError: `trainable` is none of "language", "adapters", "all".
   """
   if trainable == "all":
     return lambda path, variable: not isinstance(variable, Buffer)
-  if trainable == "adapters":
-    return lambda path, variable: (
-      isinstance(variable, nnx.LoRAParam)
-      or any(tuple(path[: len(m)]) == m for m in ADAPTER_MODULES)
-    )
-  raise ValueError(f'optim.trainable is "{trainable}", not "adapters" or "all"')
+  if trainable not in TRAINED_MODULES:
+    raise ValueError(f'optim.trainable is "{trainable}", not "language", "adapters" or "all"')
+  modules = TRAINED_MODULES[trainable]
+  return lambda path, variable: (
+    isinstance(variable, nnx.LoRAParam) or any(tuple(path[: len(m)]) == m for m in modules)
+  )
 
 
 def learning_rate_schedule(config: OptimConfig) -> optax.Schedule:

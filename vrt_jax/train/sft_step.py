@@ -14,10 +14,8 @@ from vrt_jax.losses.mask import mask_losses
 from vrt_jax.losses.token import cross_entropy
 from vrt_jax.ops.sharding import on_mesh
 from vrt_jax.train.state import Frozen, TrainState
+from vrt_jax.train.update import Metrics, accumulate, apply_update
 from vrt_jax.types import IGNORE_INDEX, Batch
-
-Metrics = dict[str, Array]
-LOSS_PARTS = ("loss", "loss/text", "loss/mask_bce", "loss/mask_dice")
 
 
 def sft_loss(
@@ -55,22 +53,6 @@ def sft_loss(
   return loss, {"loss": loss, **parts}
 
 
-def split_batch(batch: Batch, parts: int) -> Batch:
-  """[B, ..] -> [parts, B / parts, ..] in every array (position_ids keep their leading 3).
-
-  Part i has the rows i, i + parts, i + 2 parts, ..: every device keeps its rows.
-  """
-
-  def split(x: Array, axis: int = 0) -> Array:
-    shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x.reshape(shape), axis + 1, 0)
-
-  position_ids = split(batch.text.position_ids, axis=1)
-  rest = batch.replace(text=batch.text.replace(position_ids=batch.text.input_ids))
-  rest = jax.tree.map(split, rest)
-  return rest.replace(text=rest.text.replace(position_ids=position_ids))
-
-
 def sft_gradients(
   state: TrainState,
   frozen: Frozen,
@@ -88,41 +70,8 @@ def sft_gradients(
       state.trainable, frozen, part_batch, part_key, (num_tokens, num_masks), loss, optim.remat
     )
 
-  if optim.accumulation_steps == 1:
-    return part(batch, key)
-  parts = split_batch(batch, optim.accumulation_steps)
-  keys = jax.random.split(key, optim.accumulation_steps)
-  zeros = (
-    jax.tree.map(jnp.zeros_like, state.trainable),
-    {name: jnp.zeros(()) for name in LOSS_PARTS},
-  )
-  sums, _ = jax.lax.scan(
-    lambda carry, xs: (jax.tree.map(jnp.add, carry, part(*xs)), None), zeros, (parts, keys)
-  )
-  return sums
-
-
-def keep_if_finite(ok: Array, new: TrainState, old: TrainState) -> TrainState:
-  """`new` where `ok`, else a skipped step: `old` with one more step and one more skipped.
-
-  A skipped step keeps parameters, moments and the moments' counter, bit for bit. Data, random
-  numbers and the learning rate go on, so the schedule's counter advances too.
-  """
-
-  def choose(a: Array, b: Array) -> Array:
-    return jnp.where(ok, a, b)
-
-  def is_schedule(x: object) -> bool:
-    return isinstance(x, optax.ScaleByScheduleState)
-
-  opt_state = jax.tree.map(
-    lambda a, b: a if is_schedule(a) else choose(a, b),
-    new.opt_state,
-    old.opt_state,
-    is_leaf=is_schedule,
-  )
-  trainable = jax.tree.map(choose, new.trainable, old.trainable)
-  return TrainState(new.step, trainable, opt_state, old.skipped + jnp.where(ok, 0, 1))
+  grads, metrics = accumulate(part, state.trainable, batch, key, optim.accumulation_steps)
+  return grads, {name: jnp.sum(values) for name, values in metrics.items()}
 
 
 def make_sft_step(
@@ -134,7 +83,7 @@ def make_sft_step(
   """The jitted step: (state, frozen, batch, key) -> (state, metrics).
 
   `state` is donated; the new one is placed on the devices like the state `like`. Where loss or
-  gradient is not finite the step is skipped, see `keep_if_finite`.
+  gradient is not finite the step is skipped, see `update.keep_if_finite`.
   """
   placement = jax.tree.map(lambda x: x.sharding, like)
   mesh = like.step.sharding.mesh.abstract_mesh
@@ -146,12 +95,7 @@ def make_sft_step(
     key = jax.random.fold_in(key, state.step)
     with on_mesh(mesh):
       grads, metrics = sft_gradients(state, frozen, batch, key, optim, loss)
-    grad_norm = optax.global_norm(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-    trainable = optax.apply_updates(state.trainable, updates)
-    updated = TrainState(state.step + 1, trainable, opt_state, state.skipped)
-    ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
-    state = keep_if_finite(ok, updated, state)
+    state, grad_norm = apply_update(optimizer, state, grads, metrics["loss"])
     metrics |= {
       "grad_norm": grad_norm,
       "tokens": jnp.sum(batch.text.token_mask).astype(jnp.float32),

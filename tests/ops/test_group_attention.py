@@ -1,0 +1,83 @@
+"""Groups that share a prompt against each completion alone behind its own copy of the prompt."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vrt_jax.ops import group_attention as module
+from vrt_jax.ops.attention import AttentionMask, attention
+from vrt_jax.ops.group_attention import PackedMask, group_attention, packed_attention
+
+B, G, P, N = 2, 3, 13, 21
+LENGTHS = (13, 9)
+PROMPT_MASK = jnp.arange(P) < jnp.asarray(LENGTHS)[:, None]
+
+
+def arrays(h: int = 8) -> list[jax.Array]:
+  rng = np.random.default_rng(0)
+  return [jnp.asarray(rng.normal(size=(B, P + G * N, n, h)), jnp.float32) for n in (4, 2, 2)]
+
+
+def one_by_one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """Every completion in a sequence of its own, [B, P + N] by `attention`."""
+  segments = jnp.concatenate([PROMPT_MASK, jnp.ones((B, N), bool)], axis=1).astype(jnp.int32)
+  mask = AttentionMask.causal(segments, segments)
+
+  def run(x: jax.Array, g: int) -> jax.Array:
+    return jnp.concatenate([x[:, :P], x[:, P + g * N : P + (g + 1) * N]], axis=1)
+
+  outs = [attention(run(q, g), run(k, g), run(v, g), mask) for g in range(G)]
+  return jnp.concatenate([outs[0][:, :P], *[o[:, P:] for o in outs]], axis=1)
+
+
+def rows_that_count() -> np.ndarray:
+  return np.asarray(jnp.pad(PROMPT_MASK, ((0, 0), (0, G * N)), constant_values=True))
+
+
+@pytest.mark.parametrize("query_chunk", [256, 24])
+def test_packed_equals_one_by_one(monkeypatch: pytest.MonkeyPatch, query_chunk: int):
+  """In one piece, and in chunks of 24 / 3 queries that do not divide the 21 slots."""
+  monkeypatch.setattr(module, "QUERY_CHUNK", query_chunk)
+  mask = PackedMask(PROMPT_MASK, G)
+  rows = rows_that_count()
+  found = packed_attention(*arrays(), mask)
+  wanted = one_by_one(*arrays())
+  np.testing.assert_allclose(found[rows], wanted[rows], rtol=1e-5, atol=1e-5)
+  everything = packed_attention(*arrays(), PackedMask(jnp.ones_like(PROMPT_MASK), G))
+  assert np.abs(np.asarray(everything - wanted))[1, P:].max() > 0.05  # padding must not be seen
+  weights = jnp.asarray(rows[..., None, None], jnp.float32)
+
+  def loss(run):
+    return lambda *x: jnp.sum(jnp.sin(run(*x)) * weights)
+
+  grads = jax.grad(loss(lambda *x: packed_attention(*x, mask)), (0, 1, 2))(*arrays())
+  for a, b in zip(grads, jax.grad(loss(one_by_one), (0, 1, 2))(*arrays()), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_kernel_equals_the_chunks():
+  """The TPU kernel, interpreted; its gradients are those of the splash kernel."""
+  mask, rows = PackedMask(PROMPT_MASK, G), rows_that_count()
+  found = packed_attention(*arrays(64), mask, kernel=True)
+  wanted = packed_attention(*arrays(64), mask)
+  np.testing.assert_allclose(found[rows], wanted[rows], rtol=2e-5, atol=2e-5)
+
+
+def test_a_query_sees_its_slot_and_those_before():
+  q, k, v = arrays()
+  runs = [x[:, P:].reshape(B, G, N, *x.shape[2:]) for x in (q, k, v)]
+  whole = group_attention(runs[0], k[:, :P], v[:, :P], PROMPT_MASK, *runs[1:], jnp.arange(N))
+  late = jnp.asarray([7])
+  one = group_attention(runs[0][:, :, 7:8], k[:, :P], v[:, :P], PROMPT_MASK, *runs[1:], late)
+  np.testing.assert_allclose(one, whole[:, :, 7:8], rtol=1e-5, atol=1e-6)
+  other = group_attention(runs[0][:, :, 7:8], k[:, :P], v[:, :P], PROMPT_MASK, *runs[1:], late + 1)
+  assert np.abs(other - one).max() > 1e-3
+
+
+def test_large_scores_of_one_block_leave_the_other_without_overflow():
+  q, k, v = arrays()
+  big = jnp.concatenate([40.0 * k[:, :P], k[:, P:]], axis=1)
+  found = packed_attention(q, big, v, PackedMask(PROMPT_MASK, G))
+  rows = rows_that_count()
+  np.testing.assert_allclose(found[rows], one_by_one(q, big, v)[rows], rtol=1e-4, atol=1e-4)

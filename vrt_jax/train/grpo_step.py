@@ -1,0 +1,196 @@
+"""One update of GRPO: the policy's objective on completions, mask losses on the best samples."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float
+
+from vrt_jax.config import GrpoConfig, OptimConfig, Remat, SftLossConfig
+from vrt_jax.losses.grpo import clipped_tokens, grpo_loss, kl_divergence
+from vrt_jax.losses.mask import mask_losses, merged_masks
+from vrt_jax.models.lora import without_lora
+from vrt_jax.models.sa2va import Sa2VA
+from vrt_jax.ops.sharding import on_mesh
+from vrt_jax.rl.policy import (
+  CompletionStates,
+  GrpoBatch,
+  best_sample,
+  completion_logps,
+  completion_states,
+  policy_logps,
+  seg_states,
+)
+from vrt_jax.train.state import Frozen, TrainState
+from vrt_jax.train.update import Metrics, accumulate, apply_update
+
+GAP = "rollout/logprob_gap"
+
+
+@dataclass(frozen=True)
+class Totals:
+  """Counts of the whole batch by which the sums of its parts are divided."""
+
+  samples: Array
+  tokens: Array
+  masks: Array
+
+
+def masks_that_count(batch: GrpoBatch, grpo: GrpoConfig) -> Bool[Array, "B"]:
+  """Where the group's best sample has mask losses."""
+  has_mask = best_sample(batch.completions.seg_slots, batch.best) >= 0
+  counted = has_mask if grpo.mask_loss == "reference" else has_mask & batch.best_is_answer
+  return batch.best_valid & jnp.any(counted, axis=1)
+
+
+def policy_terms(
+  model: Sa2VA,
+  logps: Float[Array, "B G N"],
+  batch: GrpoBatch,
+  totals: Totals,
+  grpo: GrpoConfig,
+) -> Metrics:
+  """The policy's loss and what belongs to it, divided by the whole batch's samples or tokens."""
+  rows, n = batch.advantages.size, logps.shape[-1]
+  flat, old = logps.reshape(rows, n), batch.completions.logps.reshape(rows, n)
+  mask, advantages = batch.completions.token_mask.reshape(rows, n), batch.advantages.reshape(rows)
+  clipping = {
+    "old_logps": old if grpo.updates_per_rollout > 1 else None,
+    "epsilon": grpo.epsilon,
+  }
+  loss, _ = grpo_loss(flat, mask, advantages, normalisation=grpo.normalisation, **clipping)
+  kl = jnp.zeros(())
+  if grpo.kl_weight:
+    reference = policy_logps(without_lora(model), batch).reshape(rows, n)
+    kl = kl_divergence(flat, reference, mask, grpo.normalisation)
+  return {
+    "loss/policy": loss / totals.samples,
+    "kl": kl / totals.samples,
+    "clip_share": clipped_tokens(flat, mask, advantages, **clipping)
+    / jnp.maximum(totals.tokens, 1.0),
+    GAP: jnp.max(jnp.abs(flat - old)),
+  }
+
+
+def mask_terms(
+  model: Sa2VA,
+  states: CompletionStates,
+  batch: GrpoBatch,
+  key: Array,
+  totals: Totals,
+  grpo: GrpoConfig,
+  losses: SftLossConfig,
+) -> Metrics:
+  """BCE and dice of each group's best sample, whose masks are merged into one."""
+  slots = best_sample(batch.completions.seg_slots, batch.best)
+  at = best_sample(states.at, batch.best)
+  hidden = seg_states(at[:, None], slots[:, None])[:, 0]  # [B, M, D]
+  masks = model.sam2.decode_masks(batch.image, model.language_embeddings(hidden)).low_res_masks
+  merged, _ = merged_masks(masks, slots >= 0, batch.best_is_answer, grpo.mask_loss)
+  valid = masks_that_count(batch, grpo)
+  bce, dice, _ = mask_losses(
+    key, merged[:, None], batch.answer_mask[:, None], valid[:, None], losses
+  )
+  return {
+    "loss/mask_bce": bce / (totals.masks + 1e-4 / losses.num_points),
+    "loss/mask_dice": dice / (totals.masks + 1e-4),
+  }
+
+
+def update_loss(
+  trainable: nnx.State,
+  frozen: Frozen,
+  batch: GrpoBatch,
+  key: Array,
+  totals: Totals,
+  grpo: GrpoConfig,
+  losses: SftLossConfig,
+  remat: Remat,
+) -> tuple[Array, Metrics]:
+  """Loss of a (part of a) batch, normalised by the whole batch's `totals`.
+
+  loss = policy + kl_weight KL + 2.0 BCE + 0.5 dice (mask weights from `losses`).
+  """
+  model = frozen.merge(trainable)
+  states = completion_states(
+    model, batch.prompts, batch.rope_deltas, batch.visual, batch.completions.tokens, remat=remat
+  )
+  logps = completion_logps(model, states, batch.completions)
+  metrics = policy_terms(model, logps, batch, totals, grpo)
+  metrics |= {"loss/mask_bce": jnp.zeros(()), "loss/mask_dice": jnp.zeros(())}
+  if grpo.mask_loss != "off":
+    metrics |= mask_terms(model, states, batch, key, totals, grpo, losses)
+  loss = (
+    metrics["loss/policy"]
+    + grpo.kl_weight * metrics["kl"]
+    + losses.bce_weight * metrics["loss/mask_bce"]
+    + losses.dice_weight * metrics["loss/mask_dice"]
+  )
+  return loss, {"loss": loss, **metrics}
+
+
+def grpo_gradients(
+  state: TrainState,
+  frozen: Frozen,
+  batch: GrpoBatch,
+  key: Array,
+  optim: OptimConfig,
+  grpo: GrpoConfig,
+  losses: SftLossConfig,
+) -> tuple[nnx.State, Metrics]:
+  """Gradients and metrics of a batch, computed in optim.accumulation_steps equal parts."""
+  totals = Totals(
+    samples=jnp.asarray(batch.advantages.size, jnp.float32),
+    tokens=jnp.sum(batch.completions.lengths).astype(jnp.float32),
+    masks=jnp.sum(masks_that_count(batch, grpo)).astype(jnp.float32),
+  )
+
+  def part(part_batch: GrpoBatch, part_key: Array) -> tuple[nnx.State, Metrics]:
+    return jax.grad(update_loss, has_aux=True)(
+      state.trainable, frozen, part_batch, part_key, totals, grpo, losses, optim.remat
+    )
+
+  grads, metrics = accumulate(part, state.trainable, batch, key, optim.accumulation_steps)
+  return grads, {n: jnp.max(x) if n == GAP else jnp.sum(x) for n, x in metrics.items()}
+
+
+def make_grpo_step(
+  optimizer: optax.GradientTransformation,
+  optim: OptimConfig,
+  grpo: GrpoConfig,
+  losses: SftLossConfig,
+  like: TrainState,
+) -> Callable[[TrainState, Frozen, GrpoBatch, Array], tuple[TrainState, Metrics]]:
+  """The jitted update: (state, frozen, batch, key) -> (state, metrics).
+
+  Several updates of a rollout are several calls. `state` is donated; the new one is placed on the
+  devices like the state `like`. Where loss or gradient is not finite the step is skipped, see
+  `update.keep_if_finite`. LoRA dropout is off, as in the rollout, so that at first both compute the
+  same probabilities; `rollout/logprob_gap` is the largest difference over all tokens.
+
+  Raises:
+    ValueError: optim.trainable is "all"; features of pictures come from the rollout, so the vision
+      tower and SAM 2's encoder would have no gradients.
+  """
+  if optim.trainable == "all":
+    raise ValueError('optim.trainable is "all", which GRPO cannot train: "language" or "adapters"')
+  placement = jax.tree.map(lambda x: x.sharding, like)
+  mesh = like.step.sharding.mesh.abstract_mesh
+
+  @partial(jax.jit, donate_argnums=0, out_shardings=(placement, like.step.sharding))
+  def grpo_step(
+    state: TrainState, frozen: Frozen, batch: GrpoBatch, key: Array
+  ) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(key, state.step)
+    with on_mesh(mesh):
+      grads, metrics = grpo_gradients(state, frozen, batch, key, optim, grpo, losses)
+    state, grad_norm = apply_update(optimizer, state, grads, metrics["loss"])
+    metrics |= {"grad_norm": grad_norm, "skipped_steps": state.skipped.astype(jnp.float32)}
+    return state, metrics
+
+  return grpo_step

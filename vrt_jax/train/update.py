@@ -1,0 +1,96 @@
+"""What every training step does: gradients in parts, the optimiser, steps that are skipped."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+
+from vrt_jax.train.state import TrainState
+from vrt_jax.types import TextInputs
+
+T = TypeVar("T")
+Metrics = dict[str, Array]
+
+
+def split_batch(batch: T, parts: int) -> T:
+  """[B, ..] -> [parts, B / parts, ..] in every array of a tree (position_ids keep their leading 3).
+
+  Part i has the rows i, i + parts, i + 2 parts, ..: every device keeps its rows.
+  """
+
+  def split(x: Array, axis: int = 0) -> Array:
+    shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x.reshape(shape), axis + 1, 0)
+
+  def split_node(x: Array | TextInputs) -> Array | TextInputs:
+    if not isinstance(x, TextInputs):
+      return split(x)
+    rest = jax.tree.map(split, x.replace(position_ids=x.input_ids))
+    return rest.replace(position_ids=split(x.position_ids, axis=1))
+
+  return jax.tree.map(split_node, batch, is_leaf=lambda x: isinstance(x, TextInputs))
+
+
+def accumulate(
+  part: Callable[[T, Array], tuple[nnx.State, Metrics]],
+  trainable: nnx.State,
+  batch: T,
+  key: Array,
+  parts: int,
+) -> tuple[nnx.State, Metrics]:
+  """The sum of the gradients of `parts` equal parts, computed one after the other.
+
+  `part` gives the gradients and metrics of a part and its key; metrics come out as [parts].
+  """
+  if parts == 1:
+    grads, metrics = part(batch, key)
+    return grads, {name: value[None] for name, value in metrics.items()}
+
+  def add(total: nnx.State, xs: tuple[T, Array]) -> tuple[nnx.State, Metrics]:
+    grads, metrics = part(*xs)
+    return jax.tree.map(jnp.add, total, grads), metrics
+
+  zeros = jax.tree.map(jnp.zeros_like, trainable)
+  return jax.lax.scan(add, zeros, (split_batch(batch, parts), jax.random.split(key, parts)))
+
+
+def apply_update(
+  optimizer: optax.GradientTransformation, state: TrainState, grads: nnx.State, loss: Array
+) -> tuple[TrainState, Array]:
+  """The state after a step, and the norm of the gradient.
+
+  Where loss or gradient is not finite the step is skipped, see `keep_if_finite`.
+  """
+  grad_norm = optax.global_norm(grads)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+  trainable = optax.apply_updates(state.trainable, updates)
+  updated = TrainState(state.step + 1, trainable, opt_state, state.skipped)
+  ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+  return keep_if_finite(ok, updated, state), grad_norm
+
+
+def keep_if_finite(ok: Array, new: TrainState, old: TrainState) -> TrainState:
+  """`new` where `ok`, else a skipped step: `old` with one more step and one more skipped.
+
+  A skipped step keeps parameters, moments and the moments' counter, bit for bit. Data, random
+  numbers and the learning rate go on, so the schedule's counter advances too.
+  """
+
+  def choose(a: Array, b: Array) -> Array:
+    return jnp.where(ok, a, b)
+
+  def is_schedule(x: object) -> bool:
+    return isinstance(x, optax.ScaleByScheduleState)
+
+  opt_state = jax.tree.map(
+    lambda a, b: a if is_schedule(a) else choose(a, b),
+    new.opt_state,
+    old.opt_state,
+    is_leaf=is_schedule,
+  )
+  trainable = jax.tree.map(choose, new.trainable, old.trainable)
+  return TrainState(new.step, trainable, opt_state, old.skipped + jnp.where(ok, 0, 1))
