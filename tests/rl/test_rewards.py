@@ -3,18 +3,8 @@
 import numpy as np
 import pytest
 
-from vrt_jax.rl.rewards import answer_reward, format_reward
-
-
-def strips(*spans: tuple[int, int], size: int = 256) -> np.ndarray:
-  masks = np.zeros((len(spans), size, size), np.uint8)
-  for mask, (start, stop) in zip(masks, spans, strict=True):
-    mask[:, start:stop] = 1
-  return masks
-
-
-def logits(*spans: tuple[int, int]) -> np.ndarray:
-  return strips(*spans).astype(np.float32) * 8 - 4
+from tests.rl.samples import GOOD_TEXT, honest, logits, sample, strips
+from vrt_jax.rl.rewards import answer_reward, format_reward, is_orderly, trace_reward
 
 
 @pytest.mark.parametrize(
@@ -73,3 +63,21 @@ def test_ground_truth_is_resized_with_floor_indices():
   gt = np.zeros((1, 512, 512), np.uint8)
   gt[:, ::2, 0:200:2] = 1  # floor(2 i) hits exactly these, half-pixel centres would miss them
   assert answer_reward(logits((0, 100)), gt, [0]) == pytest.approx(1.0)
+
+
+def test_trace_reward_counts_evidence_and_what_is_too_much():
+  evidence = strips((0, 100), (100, 200))
+  found = logits((0, 100), (100, 200), (0, 100))
+  assert trace_reward(found, evidence, [0, 1]) == pytest.approx(1.0)
+  assert trace_reward(found, evidence, [0]) == pytest.approx(0.9)
+  assert trace_reward(found, evidence, [0, 1, 2]) == pytest.approx(0.9)  # marked twice
+  assert trace_reward(found, evidence, []) == 0.0
+  assert trace_reward(logits((200, 250), (0, 100)), evidence[:1], [0, 1], "reference") == 0.0
+
+
+def test_orderly_texts():
+  assert is_orderly(honest())
+  assert not is_orderly(honest(truncated=True))
+  for tag in ("<think>", "</think>", "<answer>", "</answer>"):
+    assert not is_orderly(honest(text=GOOD_TEXT + tag))
+  assert not is_orderly(sample("<think>[SEG]</think>", num_segs=0))  # spelled with other tokens

@@ -1,16 +1,19 @@
-"""The two rewards of GRPO: does the text have the form, do the answer masks fit.
+"""The rewards of GRPO: does the text have the form, do the answer's and the trace's masks fit.
 
-Source: `format_rewards_v2`, `answer_rewards_v3` and `MaskMatcher` of sa2va_grpo.py.
+Source of the first two: `format_rewards_v2`, `answer_rewards_v3`, `MaskMatcher` of sa2va_grpo.py;
+the trace's reward is ours.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Shaped, UInt8
 from scipy.optimize import linear_sum_assignment
 from scipy.special import expit
 
+from vrt_jax.data.trace import SEG
 from vrt_jax.ops.resize import resize_nearest_numpy
 
 COUNT_PENALTY = 0.1
@@ -20,6 +23,35 @@ IOU_EPS = 1e-6
 _ANSWER_FORM = ("<answer>", "[SEG]", "</answer>")
 _THINK_AND_ANSWER = ("[SEG]", "</think>", *_ANSWER_FORM)
 _ANSWER_ONLY = ("</think>", *_ANSWER_FORM)
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+@dataclass(frozen=True)
+class Sample:
+  """A completion and the truth about its prompt: what every reward function gets.
+
+  Masks have the low-resolution size; mask m belongs to the m-th [SEG] token of the text. A [SEG]
+  that comes last, or after the first `max_masks`, has none, so indices may lie beyond the masks.
+  """
+
+  text: str
+  """With its end token, without padding."""
+  truncated: bool
+  """True where there is no end token: the text reached the token limit."""
+  mask_logits: Float[np.ndarray, "M Y X"]
+  """A pixel belongs to the mask where its logit is above 0."""
+  reasoning_indices: Sequence[int]
+  """[SEG]s before the answer span, counted in the text."""
+  answer_indices: Sequence[int]
+  """[SEG]s inside it."""
+  answer_masks: UInt8[np.ndarray, "N Y X"]
+  """Ground truth of the answer objects, 0 or 1."""
+  evidence_masks: UInt8[np.ndarray, "E Y X"]
+  """Ground truth of the objects that the reference trace's reasoning mentions."""
+  num_tokens: int
+  """Generated ids, the end token included."""
+  num_segs: int
+  """[SEG] tokens among them."""
 
 
 def format_reward(text: str) -> float:
@@ -67,6 +99,28 @@ def answer_reward(
   if good.size == 0:
     return 0.0
   return float(good.mean() - COUNT_PENALTY * (sum(ious.shape) - 2 * good.size))
+
+
+def trace_reward(
+  mask_logits: Float[np.ndarray, "M Y X"] | None,
+  evidence_masks: Shaped[np.ndarray, "E H W"],
+  reasoning_indices: Sequence[int],
+  matching: Literal["hungarian", "reference"] = "hungarian",
+) -> float:
+  """`answer_reward` of the reasoning masks against the evidence objects; the same errors.
+
+  An object that the reasoning marks twice counts as one mask too many.
+  """
+  return answer_reward(mask_logits, evidence_masks, reasoning_indices, matching)
+
+
+def is_orderly(sample: Sample) -> bool:
+  """Whether a text ends by itself, has each of the four tags at most once and spells no [SEG].
+
+  A [SEG] spelled with other tokens has no mask and would shift the roles of those that follow.
+  """
+  once = all(sample.text.count(tag) <= 1 for tag in _TAGS)
+  return not sample.truncated and once and sample.text.count(SEG) == sample.num_segs
 
 
 def _has_in_order(text: str, marks: Sequence[str]) -> bool:
