@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from vrt_jax.config import SftLossConfig
-from vrt_jax.losses.mask import mask_losses, point_bce, point_dice
+from vrt_jax.losses.mask import mask_losses, merged_masks, point_bce, point_dice
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +87,35 @@ def test_invalid_masks_count_for_nothing_and_keys_matter():
   assert float(other[0]) != float(first[0])
   none = mask_losses(key, logits, masks, np.zeros_like(valid), config)
   assert [float(x) for x in none] == [0, 0, 0]
+
+
+def numpy_merge(logits: np.ndarray, has: np.ndarray, answer: np.ndarray, merge: str) -> np.ndarray:
+  """Mask by mask, as the words of the rule."""
+  merged = np.zeros((len(logits), *logits.shape[2:]), np.float32)
+  for row, (maps, there, is_answer) in enumerate(zip(logits, has, answer, strict=True)):
+    if merge == "reference":
+      kept = [m if a else 0 * m for m, t, a in zip(maps, there, is_answer, strict=True) if t]
+    else:
+      kept = [m for m, t, a in zip(maps, there, is_answer, strict=True) if t and a]
+    if kept:
+      merged[row] = np.max(kept, axis=0)
+  return merged
+
+
+@pytest.mark.parametrize("merge", ["reference", "answers"])
+def test_merged_masks(merge: str):
+  """Rows: answer beside reasoning, answer alone, reasoning alone, none; unused slots hold 9."""
+  rng = np.random.default_rng(0)
+  has = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
+  answer = np.array([[0, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]], bool)
+  logits = rng.normal(size=(4, 4, 3, 5)).astype(np.float32)
+  logits[~has] = 9.0
+  found, counts = merged_masks(jnp.asarray(logits), jnp.asarray(has), jnp.asarray(answer), merge)
+  np.testing.assert_array_equal(found, numpy_merge(logits, has, answer, merge))
+  assert counts.tolist() == [True, True, merge == "reference", False]
+  floor = np.asarray(found)[0].min()
+  assert floor == 0 if merge == "reference" else floor < -0.1
+  assert np.asarray(found)[1].min() < -0.1  # answers alone have no floor
+  grads = jax.grad(lambda x: jnp.sum(merged_masks(x, has, answer, merge)[0]))(jnp.asarray(logits))
+  assert np.isfinite(grads).all()
+  assert not np.asarray(grads)[~(has & answer)].any()

@@ -40,7 +40,7 @@ def policy(
   states = completion_states(
     model, prompts.text, prompts.rope_deltas, visual, out.completions.tokens, remat=remat
   )
-  hidden = seg_states(states, out.completions.seg_slots)
+  hidden = seg_states(states.own, out.completions.seg_slots)
   masks = decode_group_masks(model, out.image, hidden)
   return completion_logps(model, states, out.completions), masks
 

@@ -52,7 +52,7 @@ class CompletionStates:
 
   before: Float[Array, "B G N D"]
   """The state that predicts each token: of the token before it."""
-  at: Float[Array, "B G N D"]
+  own: Float[Array, "B G N D"]
   """The state of each token."""
 
 
@@ -82,10 +82,10 @@ def completion_states(
     jnp.pad(prompts.visual_index, ((0, 0), (0, g * n)), constant_values=-1),
     remat=remat,
   )
-  at = hidden[:, p:].reshape(b, g, n, -1)
+  own = hidden[:, p:].reshape(b, g, n, -1)
   last = last_states(hidden[:, :p], prompts.token_mask)
   last = jnp.broadcast_to(last[:, None, None], (b, g, 1, last.shape[-1]))
-  return CompletionStates(before=jnp.concatenate([last, at[:, :, :-1]], axis=2), at=at)
+  return CompletionStates(before=jnp.concatenate([last, own[:, :, :-1]], axis=2), own=own)
 
 
 def completion_logps(
@@ -101,11 +101,10 @@ def completion_logps(
 
 
 def seg_states(
-  states: CompletionStates, seg_slots: Int32[Array, "B G M"]
+  own: Float[Array, "B G N D"], seg_slots: Int32[Array, "B G M"]
 ) -> Float[Array, "B G M D"]:
   """The states at the [SEG]s; those of unused slots mean nothing."""
-  index = jnp.maximum(seg_slots, 0)[..., None]
-  return jnp.take_along_axis(states.at, index, axis=2)
+  return jnp.take_along_axis(own, jnp.maximum(seg_slots, 0)[..., None], axis=2)
 
 
 def policy_logps(model: Sa2VA, batch: GrpoBatch, *, remat: Remat = "none") -> Float[Array, "B G N"]:

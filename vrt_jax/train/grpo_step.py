@@ -88,8 +88,8 @@ def mask_terms(
 ) -> Metrics:
   """BCE and dice of each group's best sample, whose masks are merged into one."""
   slots = best_sample(batch.completions.seg_slots, batch.best)
-  at = best_sample(states.at, batch.best)
-  hidden = seg_states(at[:, None], slots[:, None])[:, 0]  # [B, M, D]
+  own = best_sample(states.own, batch.best)
+  hidden = seg_states(own[:, None], slots[:, None])[:, 0]  # [B, M, D]
   masks = model.sam2.decode_masks(batch.image, model.language_embeddings(hidden)).low_res_masks
   merged, _ = merged_masks(masks, slots >= 0, batch.best_is_answer, grpo.mask_loss)
   valid = masks_that_count(batch, grpo)
