@@ -30,9 +30,10 @@ class Args:
   """Recipe file."""
   topology: str
   """Chip and shape: v5e:4x4, v6e:2x4, v5p:4x4x8, .."""
-  program: Literal["sft", "prefill"] = "sft"
+  program: Literal["sft", "prefill", "rollout", "grpo"] = "sft"
   batch_per_chip: int = 0
-  """Samples a chip; 0 for the recipe's batch over the chips (eval.batch_size for prefill)."""
+  """Samples a chip, for rollout and grpo prompts a chip; 0 for the recipe's batch over the chips
+  (eval.batch_size for prefill)."""
   tokens: int = 0
   """Sequence length; 0 for the first bucket of the recipe."""
   hlo: Path | None = None
@@ -48,35 +49,29 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
   from scripts import aot_programs, aot_report
   from scripts.chips import chip_of
   from scripts.hlo import Program
-  from scripts.model_flops import prefill_flops, sft_flops
   from vrt_jax.runtime import batch_parts
 
   chip = chip_of(args.topology)
   mesh = aot_programs.topology_mesh(args.topology, config.mesh)
   rows = batch_parts(mesh)
-  is_sft = args.program == "sft"
+  is_prefill = args.program == "prefill"
   batch = args.batch_per_chip * mesh.size or (
-    config.optim.batch_size if is_sft else config.eval.batch_size
+    config.eval.batch_size if is_prefill else config.optim.batch_size
   )
   if batch % rows:
     raise ValueError(f"a batch of {batch} does not divide over data x fsdp = {rows}")
-  tokens, patches = config.data.buckets[0] if is_sft else config.eval.prompt_buckets[0]
+  tokens, patches = _first_bucket(args.program, config)
   bucket = (args.tokens or tokens, patches)
 
   started = time.perf_counter()
-  lower = aot_programs.lower_sft if is_sft else aot_programs.lower_prefill
-  lowered = lower(config, mesh, batch, bucket)
+  lowered = aot_programs.PROGRAMS[args.program](config, mesh, batch, bucket)
   compiled = lowered.lowered.compile()
   seconds = time.perf_counter() - started
   text = compiled.as_text()
   if args.hlo:
     args.hlo.write_text(text)
   program = Program(text)
-  if is_sft:
-    everything = config.optim.trainable == "all"
-    flops = sft_flops(config.model, *bucket, config.data.num_objects, everything)
-  else:
-    flops = prefill_flops(config.model, *bucket)
+  flops = _model_flops(args.program, config, bucket)
   moved = aot_report.collectives(program)
   per_chip = flops.total * batch / mesh.size
   return {
@@ -98,6 +93,24 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
     "compile_seconds": round(seconds, 1),
     "host_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
   }
+
+
+def _first_bucket(program: str, config: TrainConfig) -> tuple[int, int]:
+  buckets = {"sft": config.data.buckets, "prefill": config.eval.prompt_buckets}
+  return buckets.get(program, config.grpo.prompt_buckets)[0]
+
+
+def _model_flops(program: str, config: TrainConfig, bucket: tuple[int, int]):
+  from scripts import model_flops
+
+  trainable, model, grpo = config.optim.trainable, config.model, config.grpo
+  if program == "sft":
+    return model_flops.sft_flops(model, *bucket, config.data.num_objects, trainable == "all")
+  if program == "prefill":
+    return model_flops.prefill_flops(model, *bucket)
+  if program == "rollout":
+    return model_flops.rollout_flops(model, grpo, *bucket)
+  return model_flops.grpo_flops(model, grpo, bucket[0], trainable == "adapters")
 
 
 def main() -> None:

@@ -13,7 +13,10 @@ from vrt_jax.config import MeshConfig, TrainConfig
 from vrt_jax.generate.decode import GenerationInputs, TokenIds, prefill
 from vrt_jax.models.sa2va import abstract_sa2va
 from vrt_jax.ops.sharding import on_mesh
+from vrt_jax.rl.policy import GrpoBatch
+from vrt_jax.rl.rollout import make_rollout
 from vrt_jax.runtime import MESH_AXES, batch_sharding, mesh_sizes, param_shardings
+from vrt_jax.train.grpo_step import make_grpo_step
 from vrt_jax.train.optim import make_optimizer, trainable_filter
 from vrt_jax.train.sft_step import make_sft_step
 from vrt_jax.train.state import Frozen, TrainState
@@ -137,14 +140,20 @@ def lower_sft(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, in
   return Lowered(step.lower(state, frozen, data, key), parts)
 
 
+def _prompts(
+  config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]
+) -> GenerationInputs:
+  text, vision, grounding = inputs(config, mesh, batch, bucket)
+  deltas = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
+  return GenerationInputs(text, vision, deltas, grounding)
+
+
 def lower_prefill(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]) -> Lowered:
   """The prompts' pass into a new cache with room for `config.eval.max_new_tokens`."""
   merged = dataclasses.replace(config.model, lora=dataclasses.replace(config.model.lora, rank=0))
   graphdef, params = nnx.split(abstract_sa2va(merged))
   params = _placed(params, mesh, jnp.dtype(merged.compute_dtype))
-  text, vision, grounding = inputs(config, mesh, batch, bucket)
-  deltas = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
-  prompts = GenerationInputs(text, vision, deltas, grounding)
+  prompts = _prompts(config, mesh, batch, bucket)
 
   def run(params: nnx.State, prompts: GenerationInputs):
     with on_mesh(mesh.abstract_mesh):
@@ -153,3 +162,70 @@ def lower_prefill(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int
 
   parts = {"parameters": params, "batch": prompts}
   return Lowered(jax.jit(run).lower(params, prompts), parts)
+
+
+def lower_rollout(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]) -> Lowered:
+  """The group rollout of `batch` prompts, adapters beside the weights."""
+  state, frozen = training_state(config, mesh)
+  prompts = _prompts(config, mesh, batch, bucket)
+  rollout = make_rollout(config.grpo, IDS, mesh.abstract_mesh)
+  key = _whole(jax.eval_shape(lambda: jax.random.key(0)), mesh)
+  parts = {
+    "frozen parameters": frozen.params,
+    "trained parameters": state.trainable,
+    "batch": prompts,
+  }
+  return Lowered(rollout.lower(state.trainable, frozen, prompts, key), parts)
+
+
+def grpo_batch(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]) -> GrpoBatch:
+  """An update's input: the rollout's output, its prompts, and what rewards make of it."""
+  state, frozen = training_state(config, mesh)
+  prompts = _prompts(config, mesh, batch, bucket)
+  rollout = make_rollout(config.grpo, IDS, mesh.abstract_mesh)
+  out = jax.eval_shape(rollout, state.trainable, frozen, prompts, jax.random.key(0))
+  grpo, side = config.grpo, config.model.sam2.mask_size
+
+  def rows(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=batch_sharding(mesh))
+
+  def placed(tree: object) -> object:
+    return jax.tree.map(lambda x: rows(x.shape[1:], x.dtype), tree)
+
+  return GrpoBatch(
+    prompts=prompts.text,
+    rope_deltas=prompts.rope_deltas,
+    visual=placed(out.visual),
+    image=placed(out.image),
+    completions=placed(out.completions),
+    advantages=rows((grpo.group_size,), jnp.float32),
+    best=rows((), jnp.int32),
+    best_valid=rows((), bool),
+    best_is_answer=rows((grpo.max_masks,), bool),
+    answer_mask=rows((side, side), jnp.uint8),
+  )
+
+
+def lower_grpo(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]) -> Lowered:
+  """The GRPO update on `batch` prompts and their groups."""
+  state, frozen = training_state(config, mesh)
+  data = grpo_batch(config, mesh, batch, bucket)
+  optimizer = make_optimizer(config.optim)
+  step = make_grpo_step(optimizer, config.optim, config.grpo, config.sft, state)
+  key = _whole(jax.eval_shape(lambda: jax.random.key(0)), mesh)
+  parts = {
+    "frozen parameters": frozen.params,
+    "trained parameters": state.trainable,
+    "optimizer": state.opt_state,
+    "batch": data,
+  }
+  return Lowered(step.lower(state, frozen, data, key), parts)
+
+
+PROGRAMS = {
+  "sft": lower_sft,
+  "prefill": lower_prefill,
+  "rollout": lower_rollout,
+  "grpo": lower_grpo,
+}
+"""Program -> its lowering."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
-from vrt_jax.config import ModelConfig, TextConfig, VisionConfig
+from vrt_jax.config import GrpoConfig, ModelConfig, TextConfig, VisionConfig
 from vrt_jax.models.layers import ShapeRngs
 from vrt_jax.models.sam2.hiera import run_blocks
 from vrt_jax.models.sam2.model import Sam2
@@ -37,9 +37,20 @@ def text_flops(text: TextConfig, lora_rank: int, tokens: int, head_tokens: int) 
   return TextFlops(
     linears=2.0 * tokens * layers * sum(a * b for a, b in pairs),
     lora=2.0 * tokens * layers * lora_rank * sum(a + b for a, b in pairs),
-    attention=4.0 * layers * text.num_heads * text.head_dim * tokens * (tokens + 1) / 2,
+    attention=attention_flops(text, tokens * (tokens + 1) / 2),
     head=2.0 * head_tokens * d * text.vocab_size,
   )
+
+
+def attention_flops(text: TextConfig, pairs: float) -> float:
+  """Forward FLOPs of all layers for so many pairs of a query and a key that it may look at."""
+  return 4.0 * text.num_layers * text.num_heads * text.head_dim * pairs
+
+
+def group_pairs(prompt: int, group_size: int, new_tokens: int) -> float:
+  """Pairs of a prompt and its completions, each of which sees the prompt and itself."""
+  own = new_tokens * (new_tokens + 1) / 2
+  return prompt * (prompt + 1) / 2 + group_size * (new_tokens * prompt + own)
 
 
 def vision_flops(vision: VisionConfig, patches: int) -> float:
@@ -157,5 +168,46 @@ def prefill_flops(config: ModelConfig, tokens: int, patches: int) -> StepFlops:
       "text attention": text.attention,
       "output embedding": text.head,
       "vision tower": vision_flops(config.vision, patches),
+    }
+  )
+
+
+def rollout_flops(config: ModelConfig, grpo: GrpoConfig, tokens: int, patches: int) -> StepFlops:
+  """Of one prompt and its group, every sample at max_new_tokens; the last token is not fed."""
+  g, fed = grpo.group_size, grpo.max_new_tokens - 1
+  text = text_flops(config.text, config.lora.rank, tokens + g * fed, 1 + g * fed)
+  encoder, decoder = sam2_flops(config, g * grpo.max_masks)
+  return StepFlops(
+    {
+      "text linears": text.linears,
+      "text LoRA": text.lora,
+      "text attention": attention_flops(config.text, group_pairs(tokens, g, fed)),
+      "output embedding": text.head,
+      "vision tower": vision_flops(config.vision, patches),
+      "SAM 2 encoder": encoder,
+      "mask decoder": decoder,
+    }
+  )
+
+
+def grpo_flops(
+  config: ModelConfig, grpo: GrpoConfig, tokens: int, train_decoder: bool
+) -> StepFlops:
+  """Forward and backward of an update on one prompt and its group, counted as in `sft_flops`.
+
+  Features of pictures come from the rollout. A KL term adds a forward pass without adapters.
+  """
+  g, n = grpo.group_size, grpo.max_new_tokens
+  text = text_flops(config.text, config.lora.rank, tokens + g * n, g * n)
+  attention = attention_flops(config.text, group_pairs(tokens, g, n))
+  _, decoder = sam2_flops(config, grpo.max_masks)
+  reference = int(grpo.kl_weight > 0)
+  return StepFlops(
+    {
+      "text linears": (2 + reference) * text.linears,
+      "text LoRA": 3 * text.lora,
+      "text attention": (3 + reference) * attention,
+      "output embedding": (2 + reference) * text.head,
+      "mask decoder": (3 if train_decoder else 2) * decoder * (grpo.mask_loss != "off"),
     }
   )

@@ -7,6 +7,7 @@ import pytest
 
 from scripts import aot, aot_programs, aot_table
 from tests import tiny
+from tests.rl import group_case as case
 from vrt_jax.config import MeshConfig
 from vrt_jax.runtime import make_mesh, put_batch
 from vrt_jax.train.optim import make_optimizer, trainable_filter
@@ -46,6 +47,29 @@ def test_the_batch_is_that_of_training():
   lowered = aot_programs.lower_sft(config, mesh, batch, bucket)
   found = [(x.shape, x.dtype) for x in jax.tree.leaves(lowered.parts["batch"])]
   assert found == [(x.shape, x.dtype) for x in jax.tree.leaves(real)]
+
+
+def test_the_update_of_a_group_takes_what_rollout_and_rewards_give():
+  mesh = make_mesh(MeshConfig())
+  config = dataclasses.replace(
+    CONFIG, image=tiny.IMAGE, grpo=case.GRPO, optim=dataclasses.replace(case.OPTIM, batch_size=2)
+  )
+  bucket = (case.PROMPT_SLOTS, case.PATCHES)
+  real = case.random_batch(2)
+  lowered = aot_programs.lower_grpo(config, mesh, 2, bucket)
+  found = lowered.parts["batch"]
+  assert jax.tree.structure(found) == jax.tree.structure(real)
+  for shape, array in zip(jax.tree.leaves(found), jax.tree.leaves(real), strict=True):
+    assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+  rollout = aot_programs.lower_rollout(config, mesh, 2, bucket).lowered
+  masks = rollout.out_info.low_res_masks
+  assert masks.shape == (2, case.GRPO.group_size, case.GRPO.max_masks, 16, 16)
+
+
+@pytest.mark.parametrize("program", aot_programs.PROGRAMS)
+def test_every_program_has_a_bucket_and_flops(program):
+  bucket = aot._first_bucket(program, CONFIG)
+  assert aot._model_flops(program, CONFIG, bucket).total > 0
 
 
 def test_bad_topologies(tmp_path):

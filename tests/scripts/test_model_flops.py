@@ -8,17 +8,23 @@ import pytest
 from flax import nnx
 
 from scripts.model_flops import (
+  attention_flops,
+  group_pairs,
+  grpo_flops,
   prefill_flops,
+  rollout_flops,
   sft_flops,
   text_flops,
   traced_flops,
   vision_flops,
 )
 from tests import tiny
+from tests.rl import group_case as case
 from vrt_jax.config import LoraConfig
 from vrt_jax.models.layers import ShapeRngs
 from vrt_jax.models.qwen3_vl.text import TextDecoder
 from vrt_jax.ops.attention import AttentionMask
+from vrt_jax.rl.policy import completion_states
 from vrt_jax.sizes import sa2va_sizes
 
 TOKENS = 24
@@ -69,3 +75,41 @@ def test_4b_is_about_two_flops_a_parameter_and_token():
   text = sa2va_sizes("4B").text
   flops = text_flops(text, 0, 1, 0).linears
   assert flops == 2 * 3_633_315_840
+
+
+def test_a_group_in_one_sequence():
+  """Traced: the prompt computes all P x P scores, a completion those of P + N keys."""
+  model, grpo = case.MODEL, case.GRPO
+  g, n, p = grpo.group_size, grpo.max_new_tokens, case.PROMPT_SLOTS
+  batch = jax.tree.map(lambda x: x[:1], case.random_batch(2))
+  positions = case.random_batch(2).prompts.position_ids[:, :1]
+  batch = batch.replace(prompts=batch.prompts.replace(position_ids=positions))
+  graphdef, state = nnx.split(tiny.random_model(model))
+
+  def forward(state, batch):
+    merged = nnx.merge(graphdef, state)
+    tokens = batch.completions.tokens
+    states = completion_states(merged, batch.prompts, batch.rope_deltas, batch.visual, tokens)
+    return merged.qwen.language_model.logits(states.before)
+
+  found = text_flops(model.text, model.lora.rank, p + g * n, g * n)
+  scores = attention_flops(model.text, p * p + g * n * (p + n))
+  assert traced_flops(forward, state, batch) == found.linears + found.lora + scores + found.head
+  looked_at = p * (p + 1) / 2 + g * sum(p + i + 1 for i in range(n))
+  assert group_pairs(p, g, n) == looked_at < p * p + g * n * (p + n)
+
+
+def test_parts_of_reinforcement_learning():
+  """The update's prompt and completions cost what the rollout's do, but for the last tokens."""
+  grpo = dataclasses.replace(case.GRPO, max_new_tokens=400)
+  rollout = rollout_flops(case.MODEL, grpo, TOKENS, 64).parts
+  update = grpo_flops(case.MODEL, grpo, TOKENS, train_decoder=False).parts
+  assert update["text linears"] == pytest.approx(2 * rollout["text linears"], rel=0.01)
+  assert update["text attention"] == pytest.approx(3 * rollout["text attention"], rel=0.02)
+  assert update["mask decoder"] < rollout["mask decoder"]
+  assert "vision tower" not in update
+  with_kl = grpo_flops(
+    case.MODEL, dataclasses.replace(grpo, kl_weight=0.1), TOKENS, train_decoder=False
+  ).parts
+  assert with_kl["text linears"] == 1.5 * update["text linears"]
+  assert with_kl["text LoRA"] == update["text LoRA"]
