@@ -12,6 +12,7 @@ A *visual token* is one merged 2x2 block of patches, so a sample has P / 4 of th
 
 import flax.struct
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int32, UInt8
 
@@ -71,6 +72,33 @@ class Batch:
   grounding_image: UInt8[Array, "B Y X 3"]
   """RGB at SAM 2's input size, normalised on the device."""
   targets: Targets
+
+
+@flax.struct.dataclass
+class PromptTruth:
+  """What is known of one prompt besides its inputs; stays on the host."""
+
+  key: str
+  question: str
+  image_size: tuple[int, int]
+  """(height, width) of the picture in pixels."""
+  answer_masks: UInt8[np.ndarray, "N Y X"]
+  """Of the answer objects at the low-resolution size, 0 or 1."""
+  evidence_masks: UInt8[np.ndarray, "E Y X"]
+  """Of the objects that the reference trace's reasoning mentions, each once."""
+
+
+@flax.struct.dataclass
+class PromptBatch:
+  """Prompts of reinforcement learning, with their ground truth."""
+
+  text: TextInputs
+  vision: VisionInputs
+  rope_deltas: Int32[Array, "B"]
+  """Position of the first new token minus the prompt's length."""
+  grounding_image: UInt8[Array, "B Y X 3"]
+  truths: tuple[PromptTruth, ...]
+  """One a row."""
 
 
 @flax.struct.dataclass

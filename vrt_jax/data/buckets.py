@@ -10,27 +10,29 @@ rows to it:
 
 import itertools
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
-from vrt_jax.types import IGNORE_INDEX, Batch
+from vrt_jax.types import IGNORE_INDEX, Batch, PromptBatch
 
 Bucket = tuple[int, int]
 """(tokens, patches) of every sample of a batch."""
 
 
-def check_buckets(buckets: Sequence[Bucket]) -> None:
+def check_buckets(buckets: Sequence[Bucket], name: str = "data.buckets") -> None:
   """Raises ValueError unless each bucket holds all that the ones before it hold."""
   if not buckets or any(len(b) != 2 or min(b) < 1 for b in buckets):
-    raise ValueError(f"data.buckets must be pairs (tokens, patches), not {tuple(buckets)}")
+    raise ValueError(f"{name} must be pairs (tokens, patches), not {tuple(buckets)}")
   for small, large in itertools.pairwise(buckets):
     if small == large or small[0] > large[0] or small[1] > large[1]:
-      raise ValueError(
-        f"data.buckets must ascend in tokens and in patches, but {large} follows {small}"
-      )
+      raise ValueError(f"{name} must ascend in tokens and in patches, but {large} follows {small}")
 
 
-def bucket_of(batch: Batch, buckets: Sequence[Bucket]) -> int:
+Padded = TypeVar("Padded", Batch, PromptBatch)
+
+
+def bucket_of(batch: Padded, buckets: Sequence[Bucket]) -> int:
   """Index of the bucket whose sizes a batch has; ValueError where it has none's."""
   size = (batch.text.input_ids.shape[1], batch.vision.pixel_values.shape[1])
   for index, bucket in enumerate(buckets):
@@ -39,7 +41,7 @@ def bucket_of(batch: Batch, buckets: Sequence[Bucket]) -> int:
   raise ValueError(f"a batch of {size} (tokens, patches) has none of the buckets {tuple(buckets)}")
 
 
-def pad_to_bucket(batch: Batch, bucket: Bucket) -> Batch:
+def pad_to_bucket(batch: Padded, bucket: Bucket) -> Padded:
   """The same samples padded to a larger bucket, as `collate` pads: numpy in and out.
 
       tokens 3 -> 5: input_ids [7, 8, 9] -> [7, 8, 9, 0, 0], labels end in IGNORE_INDEX
@@ -55,8 +57,8 @@ def pad_to_bucket(batch: Batch, bucket: Bucket) -> Batch:
     )
   if tokens == patches == 0:
     return batch
-  text, vision, targets = batch.text, batch.vision, batch.targets
-  return batch.replace(
+  text, vision = batch.text, batch.vision
+  batch = batch.replace(
     text=text.replace(
       input_ids=_grow(text.input_ids, 1, tokens, 0),
       token_mask=_grow(text.token_mask, 1, tokens, False),
@@ -70,7 +72,12 @@ def pad_to_bucket(batch: Batch, bucket: Bucket) -> Batch:
       pos_embed_index=_grow(vision.pos_embed_index, 1, patches, 0),
       pos_embed_weight=_grow(vision.pos_embed_weight, 1, patches, 0),
     ),
-    targets=targets.replace(labels=_grow(targets.labels, 1, tokens, IGNORE_INDEX)),
+  )
+  if isinstance(batch, PromptBatch):
+    return batch
+  targets = batch.targets
+  return batch.replace(
+    targets=targets.replace(labels=_grow(targets.labels, 1, tokens, IGNORE_INDEX))
   )
 
 

@@ -10,10 +10,11 @@ samples ahead; worker processes take turns at whole batches.
 
 import collections
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, Generic, TypedDict, TypeVar
 
 import grain
 import numpy as np
@@ -29,15 +30,48 @@ from vrt_jax.data.sources import Source, train_source
 from vrt_jax.data.transforms import Example, collate, make_example
 from vrt_jax.types import Batch
 
+P = TypeVar("P")
+B = TypeVar("B")
+
 MAX_TRIES = 32
 """Records that a place of the stream tries before the run stops."""
 
 
 @dataclass(frozen=True)
-class Slot:
+class Task(Generic[P, B]):
+  """What a kind of training makes of records; all else of the stream is the same for all kinds.
+
+  Both functions are of a module, since worker processes get them by name.
+  """
+
+  make: Callable[[TrainRecord, ChatTokenizer, TrainConfig, np.random.Generator], P]
+  """A record -> an example; ValueError("reason: detail") where it cannot be used."""
+  collate: Callable[[list[P], ChatTokenizer, TrainConfig], B]
+  """Examples -> a batch of the smallest bucket that holds them."""
+  buckets: str
+  """Field of TrainConfig that has the buckets."""
+
+
+def sft_example(
+  record: TrainRecord, tokenizer: ChatTokenizer, config: TrainConfig, rng: np.random.Generator
+) -> Example:
+  """`make_example` with the recipe's settings."""
+  return make_example(record, tokenizer, config.data, config.image, rng)
+
+
+def sft_batch(examples: list[Example], tokenizer: ChatTokenizer, config: TrainConfig) -> Batch:
+  """`collate` with the recipe's settings."""
+  return collate(examples, tokenizer, config.model, config.image, config.data.buckets)
+
+
+SFT: Task[Example, Batch] = Task(sft_example, sft_batch, "data.buckets")
+
+
+@dataclass(frozen=True)
+class Slot(Generic[P]):
   """A place of the stream: its example and why records that were tried before it are unusable."""
 
-  example: Example
+  example: P
   dropped: tuple[str, ...]
 
 
@@ -57,32 +91,32 @@ class ToSlot(grain.transforms.RandomMap):
   """Of the records that may be drawn."""
   tokenizer: ChatTokenizer
   config: TrainConfig
+  task: Task
 
   def random_map(self, element: int, rng: np.random.Generator) -> Slot:
-    data, image = self.config.data, self.config.image
     dropped: list[str] = []
     while len(dropped) < MAX_TRIES:
       try:
-        example = make_example(self.source[int(element)], self.tokenizer, data, image, rng)
+        record = self.source[int(element)]
+        example = self.task.make(record, self.tokenizer, self.config, rng)
         return Slot(example, tuple(dropped))
       except ValueError as error:
         dropped.append(str(error).partition(":")[0])
       element = self.numbers[int(rng.integers(len(self.numbers)))]
     reasons = collections.Counter(dropped)
-    raise ValueError(too_many_unusable(reasons, MAX_TRIES, data.max_bad_share))
+    raise ValueError(too_many_unusable(reasons, MAX_TRIES, self.config.data.max_bad_share))
 
 
 @dataclass(frozen=True)
 class ToBatch(grain.transforms.Map):
-  """Slots of a batch -> (Batch, reasons of its dropped records)."""
+  """Slots of a batch -> (batch, reasons of its dropped records)."""
 
   tokenizer: ChatTokenizer
   config: TrainConfig
+  task: Task
 
-  def map(self, element: Sequence[Slot]) -> tuple[Batch, tuple[str, ...]]:
-    config = self.config
-    examples = [slot.example for slot in element]
-    batch = collate(examples, self.tokenizer, config.model, config.image, config.data.buckets)
+  def map(self, element: Sequence[Slot]) -> tuple[object, tuple[str, ...]]:
+    batch = self.task.collate([slot.example for slot in element], self.tokenizer, self.config)
     return batch, tuple(reason for slot in element for reason in slot.dropped)
 
 
@@ -95,7 +129,7 @@ class StreamState(TypedDict):
   """Of the host that wrote it."""
 
 
-class BatchIterator(Iterator[Batch]):
+class BatchIterator(Iterator[B]):
   """Endless training batches whose position can be saved and restored.
 
   Args:
@@ -106,6 +140,7 @@ class BatchIterator(Iterator[Batch]):
     process_count: hosts that share every batch; each gives its contiguous rows of it, and all rows
       in the order of hosts are the batch that one host alone would give. A host pads its rows to
       the smallest bucket that holds them, see `vrt_jax.data.buckets`.
+    task: what records become; the batches of supervised fine-tuning unless given.
 
   Raises ValueError where hosts do not divide the batch size, buckets do not ascend, no record is
   there, or the keys file is wrong.
@@ -118,6 +153,7 @@ class BatchIterator(Iterator[Batch]):
     tokenizer: ChatTokenizer,
     process_index: int = 0,
     process_count: int = 1,
+    task: Task[Any, B] = SFT,
   ):
     if not 0 <= process_index < process_count:
       raise ValueError(f"process {process_index} is not one of {process_count}")
@@ -125,11 +161,12 @@ class BatchIterator(Iterator[Batch]):
       raise ValueError(
         f"optim.batch_size {config.optim.batch_size} does not divide over {process_count} processes"
       )
-    check_buckets(config.data.buckets)
+    self.buckets = attrgetter(task.buckets)(config)
+    check_buckets(self.buckets, task.buckets)
     source = train_source(data)
     if len(source) == 0:
       raise ValueError(f"no training records in {data}")
-    self._config, self._tokenizer, self._source = config, tokenizer, source
+    self._config, self._tokenizer, self._source, self._task = config, tokenizer, source, task
     self._numbers = subset_numbers(config.data.keys, source)
     self._share = Share(
       config.optim.batch_size, process_index, process_count, max(1, config.data.num_workers), 0
@@ -151,11 +188,11 @@ class BatchIterator(Iterator[Batch]):
     )
     dataset = (
       record_order(self._numbers, config.seed)
-      .random_map(ToSlot(self._source, self._numbers, self._tokenizer, config))
+      .random_map(ToSlot(self._source, self._numbers, self._tokenizer, config, self._task))
       .pipe(HostRows, share)
       .to_iter_dataset(read)
       .batch(share.rows, drop_remainder=True, batch_fn=tuple)
-      .map(ToBatch(self._tokenizer, config))
+      .map(ToBatch(self._tokenizer, config, self._task))
     )
     if data.num_workers:
       if not flags.FLAGS.is_parsed():  # Grain reads its flags before it starts a worker
@@ -167,7 +204,7 @@ class BatchIterator(Iterator[Batch]):
       dataset, prefetch_buffer_size=1 if data.read_threads else 0
     )
 
-  def __next__(self) -> Batch:
+  def __next__(self) -> B:
     batch, dropped = next(self._iterator)
     self._batch += 1
     self.drops.count(self._share.rows, dropped)

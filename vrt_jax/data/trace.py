@@ -114,6 +114,31 @@ def object_annotations(annotation: dict) -> dict:
   return objects
 
 
+def ground_truth_tags(annotation: dict) -> tuple[list[str], list[str]]:
+  """(answer tags, evidence tags) of a VRT-80k annotation, each tag once, in order.
+
+  Answer tags are the candidate's `answer_objects`, evidence tags those that its reasoning mentions.
+  All are in objects_anns.
+
+  Raises ValueError ("no answer objects: ..", "unknown tag: ..", and those of `training_example`).
+  """
+  candidate = _first_candidate(annotation)
+  answers = candidate.get("answer_objects")
+  if not isinstance(answers, list) or not answers:
+    raise ValueError(f"no answer objects: answer_objects of the first candidate is {answers!r}")
+  evidence = _OBJECT_TAG.findall(_candidate_text(candidate, "reasoning"))
+  objects = object_annotations(annotation)
+  for tag in [*answers, *evidence]:
+    if not isinstance(tag, str) or tag not in objects:
+      raise ValueError(f"unknown tag: {tag} is not in objects_anns")
+  return list(dict.fromkeys(answers)), list(dict.fromkeys(evidence))
+
+
+def training_question(annotation: dict) -> str:
+  """The question of a VRT-80k annotation; raises ValueError as `training_example` does."""
+  return _candidate_text(_first_candidate(annotation), "question")
+
+
 def training_example(
   annotation: dict, thinking: bool = True, think_prompt: int = 0
 ) -> tuple[str, str, list[str]]:
