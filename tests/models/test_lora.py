@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from tests import tiny
-from vrt_jax.models.layers import LoraLinear
+from vrt_jax.models.layers import LoraLinear, draw_dropouts
 from vrt_jax.models.lora import add_lora, merge_lora
 from vrt_jax.models.sa2va import Sa2VA
 
@@ -115,6 +115,29 @@ def test_adapter_dropout_is_on_in_training_only():
   x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32)), jnp.float32)
   plain = np.asarray(linear(x))
   np.testing.assert_array_equal(linear(x), plain)
-  drawn = [np.asarray(linear(x, jax.random.key(i))) for i in range(400)]
+  dropouts = [draw_dropouts(jax.random.key(i), x.shape, 0.5, 1)[0] for i in range(400)]
+  drawn = [np.asarray(linear(x, dropout)) for dropout in dropouts]
   assert np.abs(drawn[0] - plain).max() > 0.01
   np.testing.assert_allclose(np.mean(drawn, axis=0), plain, atol=0.5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_dropouts_of_one_draw_are_independent_and_unbiased(count):
+  rate, shape = 0.05, (64, 64, 64)
+  dropouts = draw_dropouts(jax.random.key(3), shape, rate, count)
+  assert len(dropouts) == count
+  masks = np.stack([np.asarray(d.keep) for d in dropouts])
+  deviation = (rate * (1 - rate) / masks[0].size) ** 0.5
+  for mask, dropout in zip(masks, dropouts, strict=True):
+    assert abs(dropout.keep_share - (1 - rate)) < 2.0**-10
+    assert abs(mask.mean() - dropout.keep_share) < 4 * deviation
+    ones = np.asarray(dropout(jnp.ones(shape)))
+    np.testing.assert_array_equal(ones, np.where(mask, np.float32(1 / dropout.keep_share), 0))
+  for i in range(count):
+    for j in range(i):
+      both = (~masks[i] & ~masks[j]).mean()
+      assert abs(both - rate**2) < 4 * rate / masks[0].size ** 0.5
+  # the same key gives the same masks, another key others
+  again = draw_dropouts(jax.random.key(3), shape, rate, count)
+  np.testing.assert_array_equal(again[0].keep, dropouts[0].keep)
+  assert not np.array_equal(draw_dropouts(jax.random.key(4), shape, rate, count)[0].keep, masks[0])

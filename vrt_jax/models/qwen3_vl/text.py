@@ -10,10 +10,12 @@ from jaxtyping import Float, Int32, Key
 from vrt_jax.config import LoraConfig, Remat, TextConfig
 from vrt_jax.models.layers import (
   GATHERED,
+  Dropout,
   Embedding,
   Linear,
   LoraLinear,
   RMSNorm,
+  draw_dropouts,
   stack,
   whole_weights,
 )
@@ -27,7 +29,6 @@ from vrt_jax.ops.splash import RESIDUALS
 Rope = tuple[Array, Array]
 Mask = AttentionMask | PackedMask | None
 Cache = KVCache | GroupCache
-LINEARS_PER_LAYER = 7
 _KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
 REMAT_POLICIES = {
   "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
@@ -57,6 +58,20 @@ def gather_visual(
   )(features, visual_index)
 
 
+def _split(key: Key[Array, ""] | None) -> tuple[Array | None, Array | None]:
+  """Two keys for one, none for none."""
+  return (None, None) if key is None else tuple(jax.random.split(key))
+
+
+def _dropouts(
+  lora: LoraConfig, key: Key[Array, ""] | None, x: Array, count: int
+) -> list[Dropout | None]:
+  """For `count` adapted linear layers that read x; a key turns them on."""
+  if key is None or not lora.rank or not lora.dropout:
+    return [None] * count
+  return draw_dropouts(key, x.shape, lora.dropout, count)
+
+
 class TextAttention(nnx.Module):
   """[B, T, D] -> [B, T, D], grouped heads with q and k norms (HF Qwen3VLTextAttention)."""
 
@@ -77,13 +92,15 @@ class TextAttention(nnx.Module):
     rope: Rope,
     mask: Mask,
     cached: _CacheSlice | None,
-    keys: Key[Array, "7"] | list[None],
+    dropout_key: Key[Array, ""] | None,
   ) -> tuple[Float[Array, "B T D"], Cache | None]:
     b, t, _ = x.shape
     heads = (b, t, -1, self.head_dim)
-    q = apply_rope(self.q_norm(self.q_proj(x, keys[0]).reshape(heads)), *rope)
-    k = apply_rope(self.k_norm(self.k_proj(x, keys[1]).reshape(heads)), *rope)
-    v = self.v_proj(x, keys[2]).reshape(heads)
+    keys = _split(dropout_key)
+    drop_q, drop_k, drop_v = _dropouts(self.q_proj.lora, keys[0], x, 3)
+    q = apply_rope(self.q_norm(self.q_proj(x, drop_q).reshape(heads)), *rope)
+    k = apply_rope(self.k_norm(self.k_proj(x, drop_k).reshape(heads)), *rope)
+    v = self.v_proj(x, drop_v).reshape(heads)
     cache = None
     if cached is not None:
       cache = cached.cache.write(cached.layer, cached.slot, k, v)
@@ -92,7 +109,8 @@ class TextAttention(nnx.Module):
       out = packed_attention(q, k, v, mask)
     else:
       out = attention(q, k, v, mask)
-    return self.o_proj(out.reshape(b, t, -1), keys[3]), cache
+    out = out.reshape(b, t, -1)
+    return self.o_proj(out, *_dropouts(self.o_proj.lora, keys[1], out, 1)), cache
 
 
 class TextMLP(nnx.Module):
@@ -105,10 +123,12 @@ class TextMLP(nnx.Module):
     self.down_proj = LoraLinear(f, d, axes=("embed", "mlp"), lora=lora, rngs=rngs)
 
   def __call__(
-    self, x: Float[Array, "*B D"], keys: Key[Array, "7"] | list[None]
+    self, x: Float[Array, "*B D"], dropout_key: Key[Array, ""] | None
   ) -> Float[Array, "*B D"]:
-    gated = jax.nn.silu(self.gate_proj(x, keys[4])) * self.up_proj(x, keys[5])
-    return self.down_proj(gated, keys[6])
+    keys = _split(dropout_key)
+    drop_gate, drop_up = _dropouts(self.gate_proj.lora, keys[0], x, 2)
+    gated = jax.nn.silu(self.gate_proj(x, drop_gate)) * self.up_proj(x, drop_up)
+    return self.down_proj(gated, *_dropouts(self.down_proj.lora, keys[1], gated, 1))
 
 
 class DecoderLayer(nnx.Module):
@@ -128,12 +148,10 @@ class DecoderLayer(nnx.Module):
     cached: _CacheSlice | None,
     dropout_key: Key[Array, ""] | None,
   ) -> tuple[Float[Array, "B T D"], Cache | None]:
-    keys = [None] * LINEARS_PER_LAYER
-    if dropout_key is not None:
-      keys = jax.random.split(dropout_key, LINEARS_PER_LAYER)
-    out, cache = self.self_attn(self.input_layernorm(x), rope, mask, cached, keys)
+    keys = _split(dropout_key)
+    out, cache = self.self_attn(self.input_layernorm(x), rope, mask, cached, keys[0])
     x = x + out
-    return x + self.mlp(self.post_attention_layernorm(x), keys), cache
+    return x + self.mlp(self.post_attention_layernorm(x), keys[1]), cache
 
 
 class TextDecoder(nnx.Module):

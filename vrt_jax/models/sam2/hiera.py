@@ -26,7 +26,7 @@ from vrt_jax.ops.sharding import constrain_batch
 NORM_EPS = 1e-6
 PATCH_STRIDE = 4
 PATCH_KERNEL = 7
-MIN_SCANNED = 3
+MIN_SCANNED = 2
 """Blocks of equal width from which on they are a loop."""
 
 

@@ -73,6 +73,13 @@ def cells_4x(x: Float[Array, "B Y X D"]) -> Float[Array, "B S 2 2 2 2 D"]:
   return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, -1, 2, 2, 2, 2, d)
 
 
+def _one_each(mlps: list[MLP], x: Float[Array, "B M K D"]) -> Float[Array, "B M K D0"]:
+  """Row k of x through the k-th of K equal networks, all at once."""
+  graphdef = nnx.split(mlps[0])[0]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.state(mlp) for mlp in mlps])
+  return jax.vmap(lambda s, x: nnx.merge(graphdef, s)(x), in_axes=(0, 2), out_axes=2)(stacked, x)
+
+
 def draw_masks(
   mask_vectors: Float[Array, "B M K D0"], pixels: Float[Array, "B M S 2 2 2 2 D0"], rows: int
 ) -> Float[Array, "B M K Y X"]:
@@ -140,11 +147,11 @@ class MaskDecoder(nnx.Module):
     pixels = gelu_exact(up2(pixels) + high_res.s0[:, None])
 
     mlps = self.output_hypernetworks_mlps
-    vectors = [mlp(tokens[:, :, FIRST_MASK_TOKEN + i]) for i, mlp in enumerate(mlps)]
+    mask_tokens = tokens[:, :, FIRST_MASK_TOKEN : FIRST_MASK_TOKEN + len(mlps)]
     iou_logits = self.iou_prediction_head(tokens[:, :, 1]).astype(jnp.float32)
     return DecodedTokens(
       pixels=pixels,
-      mask_vectors=jnp.stack(vectors, axis=2),
+      mask_vectors=_one_each(mlps, mask_tokens),
       iou_pred=jax.nn.sigmoid(iou_logits),
       object_score_logits=self.pred_obj_score_head(tokens[:, :, 0])[..., 0].astype(jnp.float32),
     )
