@@ -57,11 +57,22 @@ def test_packed_equals_one_by_one(monkeypatch: pytest.MonkeyPatch, query_chunk: 
 
 
 def test_the_kernel_equals_the_chunks():
-  """The TPU kernel, interpreted; its gradients are those of the splash kernel."""
+  """The TPU kernel, interpreted, with its gradients."""
   mask, rows = PackedMask(PROMPT_MASK, G), rows_that_count()
-  found = packed_attention(*arrays(64), mask, kernel=True)
-  wanted = packed_attention(*arrays(64), mask)
-  np.testing.assert_allclose(found[rows], wanted[rows], rtol=2e-5, atol=2e-5)
+  weights = jnp.asarray(rows[..., None, None], jnp.float32)
+
+  def run(kernel: bool) -> tuple[jax.Array, list[jax.Array]]:
+    def loss(*x: jax.Array) -> tuple[jax.Array, jax.Array]:
+      out = packed_attention(*x, mask, kernel=kernel)
+      return jnp.sum(jnp.sin(out) * weights), out
+
+    grads, out = jax.grad(loss, (0, 1, 2), has_aux=True)(*arrays(64))
+    return out[rows], grads
+
+  (found, grads), (wanted, wanted_grads) = run(True), run(False)
+  np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+  for a, b in zip(grads, wanted_grads, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
 def test_a_query_sees_its_slot_and_those_before():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vrt_jax.ops.attention import AttentionMask, attention
-from vrt_jax.ops.splash import block_of, splash
+from vrt_jax.ops.splash import block_of, kernel_length, splash
 
 
 def arrays(t: int, s: int, h: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -17,6 +17,11 @@ def arrays(t: int, s: int, h: int) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def test_blocks_divide():
   assert [block_of(n) for n in (128, 2560, 6272, 4096)] == [128, 640, 896, 1024]
+
+
+def test_padded_lengths_have_large_blocks():
+  lengths = (100, 1824, 2560, 6272, 4096, 5920)
+  assert [kernel_length(n) for n in lengths] == [128, 1920, 2560, 6272, 4096, 6144]
 
 
 @pytest.mark.parametrize(("t", "s", "causal"), [(200, 300, True), (256, 256, False)])

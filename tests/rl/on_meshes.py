@@ -27,13 +27,14 @@ def update_batch(inputs: object, out: Rollout, mesh: Mesh) -> GrpoBatch:
   """The rollout with advantages and best samples that are the same on every mesh."""
   random = case.random_batch(ROWS)
   rows = batch_sharding(mesh)
-  fields = ("advantages", "best", "best_valid", "best_is_answer", "answer_mask")
+  fields = ("advantages", "best", "best_valid", "answer_mask")
   return GrpoBatch(
     prompts=inputs.text,
     rope_deltas=inputs.rope_deltas,
     visual=out.visual,
     image=out.image,
     completions=out.completions,
+    best_is_answer=place(np.ones_like(random.best_is_answer), rows),
     **{name: place(getattr(random, name), rows) for name in fields},
   )
 

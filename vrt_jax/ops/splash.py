@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int32
 from vrt_jax.ops.sharding import TENSOR_AXIS, ambient_mesh, batch_axes
 
 LANES = 128
+MIN_BLOCK = 512
 MAX_BLOCK = 1024
 RESIDUALS = "attention"
 """Name of what the backward pass needs, for rematerialisation policies."""
@@ -26,6 +27,17 @@ RESIDUALS = "attention"
 def block_of(length: int) -> int:
   """The largest multiple of 128 up to 1024 that divides `length`, itself a multiple of 128."""
   return max(b for b in range(LANES, MAX_BLOCK + 1, LANES) if length % b == 0)
+
+
+def kernel_length(length: int) -> int:
+  """The length to which one is padded: the next multiple of 128 with blocks of `MIN_BLOCK`.
+
+  5920 would make 47 blocks of 128; 6144 makes 6 of 1024.
+  """
+  length += -length % LANES
+  while block_of(length) < min(length, MIN_BLOCK):
+    length += LANES
+  return length
 
 
 def splash(
@@ -40,7 +52,7 @@ def splash(
 ) -> Float[Array, "B T N H"]:
   """softmax(q k^T / sqrt(H)) v within equal segments; `causal`: query i looks at keys 0 .. i.
 
-  Lengths are padded to multiples of 128 by an own segment. `interpret` runs the kernel off TPU.
+  Lengths are padded by an own segment (`kernel_length`). `interpret` runs the kernel off TPU.
   """
   if q_segments is None:
     q_segments, kv_segments = (jnp.zeros(x.shape[:2], jnp.int32) for x in (q, k))
@@ -101,9 +113,10 @@ def _splash(
 ) -> Array:
   t, s = q.shape[1], k.shape[1]
   q, k, v = ((x * f).swapaxes(1, 2) for x, f in ((q, q.shape[-1] ** -0.5), (k, 1), (v, 1)))
-  q, q_segments = _padded(q, q_segments, -t % LANES)
-  k, kv_segments = _padded(k, kv_segments, -s % LANES)
-  v = jnp.pad(v, ((0, 0), (0, 0), (0, -s % LANES), (0, 0)))
+  more_q, more_kv = kernel_length(t) - t, kernel_length(s) - s
+  q, q_segments = _padded(q, q_segments, more_q)
+  k, kv_segments = _padded(k, kv_segments, more_kv)
+  v = jnp.pad(v, ((0, 0), (0, 0), (0, more_kv), (0, 0)))
 
   def local(q: Array, k: Array, v: Array, q_segments: Array, kv_segments: Array) -> Array:
     kernel = _kernel(q.shape[1], kind((q.shape[2], k.shape[2])), interpret)
