@@ -209,7 +209,7 @@ class GrpoConfig:
   max_masks: int = 32
   """[SEG] a sample that get a mask; later ones have none."""
   prompt_buckets: tuple[tuple[int, int], ...] = ((160, 144),)
-  """(tokens, patches) sizes of a prompt."""
+  """(tokens, patches) sizes of a prompt, ascending; drop_equal_groups takes a single one."""
   format_weight: float = 1.0
   answer_weight: float = 1.0
   trace_weight: float = 0.0
@@ -219,6 +219,8 @@ class GrpoConfig:
   reward_clip: tuple[float, float] | None = None
   """Bounds of the weighted sum of all rewards; None for no bounds."""
   matching: Literal["hungarian", "reference"] = "hungarian"
+  """reference: the reference's rewards to the letter, which look at the first pair alone where a
+  side has one mask; hungarian: true matching, and no format reward for texts that do not end."""
   normalisation: Literal["grpo", "dr_grpo"] = "grpo"
   """grpo: advantages over the group's deviation, token means; dr_grpo: neither, sums over
   max_new_tokens (arXiv 2503.20783)."""
@@ -302,6 +304,8 @@ class TrainConfig:
   the end."""
   best_metric: str = "answer_miou"
   """Name in `metrics` of the results file by which the best checkpoint is chosen."""
+  early_stop: int = 0
+  """Evaluations without a better best_metric after which the run stops; 0: it goes to its end."""
   profile_step: int = 0
   """Three steps from this one on are traced into WORKDIR/profile (xprof); 0: none."""
 

@@ -71,7 +71,7 @@ def draw_overlay(
   if stacked:
     picture = _fit(image, (WIDTH - 2 * MARGIN, PICTURE_BOX[1]))
     panel = text_panel(question, sections, WIDTH - 2 * MARGIN, picture.height)
-  _paint_masks(picture, dense, mask_colours)
+  paint_masks(picture, dense, mask_colours)
   return _compose(picture, panel, _tile_grid(image, dense, mask_colours, by_index), stacked)
 
 
@@ -127,7 +127,7 @@ def _edge(mask: Image.Image, width: int) -> Image.Image:
   return Image.fromarray(outer - inner).filter(ImageFilter.GaussianBlur(0.6))
 
 
-def _paint_masks(
+def paint_masks(
   picture: Image.Image, masks: Sequence[np.ndarray], colours: Sequence[Colour]
 ) -> None:
   """Tints and outlines every mask, in place; large ones first so that small ones stay visible."""

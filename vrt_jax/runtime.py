@@ -11,6 +11,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vrt_jax.config import MeshConfig
+from vrt_jax.types import TextInputs
 
 T = TypeVar("T")
 
@@ -271,26 +272,52 @@ def fetch(tree: T) -> T:
 def put_batch(batch: T, mesh: Mesh) -> T:
   """This process's rows of a batch -> arrays of the whole batch, divided over the mesh.
 
-  `batch` is a `Batch` or what else holds `TextInputs` as `text`; only their position_ids [3, B, T]
-  have another axis before the batch's. Which rows a process gives: `data_share`.
+  `batch` is any tree of arrays; of `TextInputs` in it position_ids [3, B, T] have another axis
+  before the batch's. Which rows a process gives: `data_share`.
   """
   return jax.tree.map(
     lambda x, sharding: jax.make_array_from_process_local_data(sharding, x),
     batch,
-    _batch_shardings(batch, mesh),
+    batch_shardings(batch, mesh),
   )
 
 
 def put_whole_batch(batch: T, mesh: Mesh) -> T:
   """Like `put_batch`, where every process has all rows."""
-  return place(batch, _batch_shardings(batch, mesh))
+  return place(batch, batch_shardings(batch, mesh))
 
 
-def _batch_shardings(batch: T, mesh: Mesh) -> T:
-  sharding = batch_sharding(mesh)
-  shardings = jax.tree.map(lambda _: sharding, batch)
-  positions = batch_sharding(mesh, batch_axis=1)
-  return shardings.replace(text=shardings.text.replace(position_ids=positions))
+def batch_shardings(batch: T, mesh: Mesh) -> T:
+  """The sharding of every array of a batch, divided by rows."""
+  rows, positions = batch_sharding(mesh), batch_sharding(mesh, batch_axis=1)
+
+  def shardings(node: object) -> object:
+    if not isinstance(node, TextInputs):
+      return rows
+    return jax.tree.map(lambda _: rows, node).replace(position_ids=positions)
+
+  return jax.tree.map(shardings, batch, is_leaf=lambda x: isinstance(x, TextInputs))
+
+
+def local_rows(tree: T, mesh: Mesh) -> T:
+  """This process's rows of device arrays [B, ..], on the host: the inverse of `put_batch`."""
+
+  def rows(x: jax.Array) -> np.ndarray:
+    shards = jax.device_put(x, batch_sharding(mesh)).addressable_shards
+    by_place = {shard.index[0].start or 0: shard.data for shard in shards}
+    return np.concatenate(jax.device_get([by_place[place] for place in sorted(by_place)]))
+
+  return jax.tree.map(rows, tree)
+
+
+def gather_rows(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
+  """All rows [B, ..] of which every process has its share; every process calls this."""
+  if jax.process_count() == 1:
+    return rows
+  index, count = data_share(mesh)
+  owners = multihost_utils.process_allgather(np.int32(index))
+  parts = multihost_utils.process_allgather(rows)
+  return np.concatenate([parts[int(np.argmax(owners == share))] for share in range(count)])
 
 
 def use_cpu_cores(batch_size: int) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from tests import tiny
 from vrt_jax import cli
-from vrt_jax.config import MeshConfig, TrainConfig
+from vrt_jax.config import GrpoConfig, MeshConfig, TrainConfig, from_dict
 from vrt_jax.data.pipeline import BatchIterator
 from vrt_jax.data.records import TFRecordWriter, serialize_eval
 from vrt_jax.runtime import start_processes
@@ -29,6 +29,14 @@ from vrt_jax.train.loop import train
 from vrt_jax.types import Batch
 
 NUM_RECORDS = 8
+TINY_GRPO = {
+  "group_size": 3,
+  "max_new_tokens": 12,
+  "max_masks": 3,
+  "prompt_buckets": [[256, 64]],
+  "extra_rewards": [["tests.rl.user_rewards:letters", 1.0]],
+}
+"""A random model earns nothing; the user's reward tells its samples apart."""
 OPTIM = {field.name for field in dataclasses.fields(tiny.train_config().optim)}
 
 
@@ -50,6 +58,9 @@ def make_config(records: Path, options: dict) -> TrainConfig:
   rest = {key: value for key, value in options.items() if key not in OPTIM}
   buckets = tuple(tuple(b) for b in rest.pop("buckets", base.data.buckets))
   held_out = str(records / "eval.tfrecord") if rest.get("eval_every") else ""
+  grpo = from_dict(GrpoConfig, TINY_GRPO | rest.pop("grpo", {}), "grpo")
+  if rest.get("algorithm") == "grpo":
+    optim = {"trainable": "language", **optim}
   return dataclasses.replace(
     base,
     data=dataclasses.replace(
@@ -57,6 +68,7 @@ def make_config(records: Path, options: dict) -> TrainConfig:
     ),
     optim=dataclasses.replace(base.optim, **optim),
     eval=dataclasses.replace(tiny.EVAL, prompt_buckets=((256, 64),)),
+    grpo=grpo,
     mesh=MeshConfig(*rest.pop("mesh", (-1, 1, 1))),
     tokenizer=str(records / "tokenizer"),
     **{"log_every": 1, "checkpoint_every": 2, **rest},

@@ -3,20 +3,17 @@
 import dataclasses
 from pathlib import Path
 
-import jax
-
 from vrt_jax import model_directory
 from vrt_jax.config import TrainConfig
-from vrt_jax.data.buckets import bucket_of, pad_to_bucket
-from vrt_jax.data.pipeline import BatchIterator
+from vrt_jax.data.pipeline import SFT, BatchIterator
+from vrt_jax.data.prompts import PROMPTS
 from vrt_jax.model_directory import Loaded
-from vrt_jax.runtime import data_share, largest, make_mesh, put_batch, replicate, say
+from vrt_jax.runtime import data_share, make_mesh, say
 from vrt_jax.train import checks
 from vrt_jax.train.checkpoint import Checkpoints
 from vrt_jax.train.evaluation import HeldOut, held_out_records
-from vrt_jax.train.optim import learning_rate_schedule, make_optimizer, trainable_filter
-from vrt_jax.train.preemption import Preempted, Preemption
-from vrt_jax.train.profile import Profile
+from vrt_jax.train.grpo_loop import grpo_steps
+from vrt_jax.train.optim import make_optimizer, trainable_filter
 from vrt_jax.train.setup import (
   base_model,
   check_workdir,
@@ -24,11 +21,8 @@ from vrt_jax.train.setup import (
   with_adapters,
   write_config,
 )
-from vrt_jax.train.sft_step import make_sft_step
-from vrt_jax.train.state import Frozen, TrainState, create_state, parameter_table
-from vrt_jax.train.step_clock import CompiledOnce, SkipLimit, StepClock
-from vrt_jax.train.writer import open_writer
-from vrt_jax.types import Batch
+from vrt_jax.train.sft_loop import sft_steps
+from vrt_jax.train.state import create_state, parameter_table
 
 
 def train(config: TrainConfig, workdir: Path) -> dict | None:
@@ -44,6 +38,8 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
     Preempted: SIGTERM came and the run is saved.
   """
   checks.check_numbers(config)
+  if config.algorithm == "grpo":
+    checks.check_grpo(config)
   check_workdir(config, workdir)
   mesh = make_mesh(config.mesh)
   train_pattern, eval_pattern = data_patterns(config, workdir)
@@ -57,7 +53,8 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
     model=dataclasses.replace(loaded.model.config, lora=config.model.lora),
     image=loaded.image,
   )
-  batches = BatchIterator(resolved, train_pattern, loaded.tokenizer, *data_share(mesh))
+  task = PROMPTS if config.algorithm == "grpo" else SFT
+  batches = BatchIterator(resolved, train_pattern, loaded.tokenizer, *data_share(mesh), task)
   write_config(config, workdir)
   held_out = HeldOut(resolved, records, workdir, loaded, mesh)
   if config.evaluate_base:
@@ -79,7 +76,11 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
     config.model.lora,
     config.best_metric,
   ) as checkpoints:
-    state = run_steps(resolved, workdir, state, frozen, batches, checkpoints, held_out, mesh)
+    parts = (resolved, workdir, state, frozen, batches, checkpoints, held_out, mesh)
+    if config.algorithm == "grpo":
+      state = grpo_steps(*parts, loaded.tokenizer)
+    else:
+      state = sft_steps(*parts)
     if batches.drops.reasons:
       say(f"unusable training records, by reason: {dict(batches.drops.reasons)}")
     trained = held_out.model(state, frozen)
@@ -90,72 +91,6 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
       say(f"best model: step {best}, by {config.best_metric}")
   # where it was scored at its last step, that is read again
   return held_out.score(trained, "final", "trained model", reuse=config.eval_every > 0)
-
-
-def run_steps(
-  config: TrainConfig,
-  workdir: Path,
-  state: TrainState,
-  frozen: Frozen,
-  batches: BatchIterator,
-  checkpoints: Checkpoints,
-  held_out: HeldOut,
-  mesh: jax.sharding.Mesh,
-) -> TrainState:
-  """The loop: next batch, step, log, evaluate, save; from the newest checkpoint where there is one.
-
-  Raises:
-    RuntimeError: a batch shape that was compiled before is compiled again.
-    FloatingPointError, OSError, Preempted: as of `train`.
-  """
-  optim = config.optim
-  step_fn = CompiledOnce(make_sft_step(make_optimizer(optim), optim, config.sft, state))
-  schedule = learning_rate_schedule(optim)
-  key = jax.random.key(config.seed)
-  if (restored := checkpoints.restore(state)) is not None:
-    state, key = restored.state, restored.key
-    batches.restore(restored.data)
-    say(f"resumed from step {int(state.step)}")
-  key = replicate(key, mesh)
-  first, last = int(state.step), optim.steps
-  limit, clock = SkipLimit(optim.max_skipped_steps), StepClock(data_share(mesh)[1])
-  with (
-    open_writer(workdir, first, last) as writer,
-    Preemption() as preemption,
-    Profile(workdir, config.profile_step) as profile,
-  ):
-    for step in range(first + 1, last + 1):
-      profile.before(step)
-      batch = common_bucket(next(batches), config)
-      state, metrics = step_fn(state, frozen, put_batch(batch, mesh), key)
-      limit.check(step, metrics["skipped_steps"])
-      clock.count(batch)
-      scored = held_out.due(step)
-      if scored or step % config.log_every == 0 or step in (1, last):
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        values |= {"learning_rate": float(schedule(step - 1)), "compiles": step_fn.compiles}
-        values |= clock.read()
-        scores = held_out.metrics(step, state, frozen) if scored else {}
-        writer.write(step, values | {f"eval/{name}": value for name, value in scores.items()})
-        clock.start()
-      writer.advance()
-      stop = preemption.reached(step)
-      if stop or checkpoints.due(step) or step == last:
-        checkpoints.save(state, batches.state(), key, scores if scored else {})
-      if stop:
-        checkpoints.wait()
-        say(f"stopped by SIGTERM after step {step}, which is saved; the same command goes on")
-        raise Preempted(step)
-    limit.finish()
-  return state
-
-
-def common_bucket(batch: Batch, config: TrainConfig) -> Batch:
-  """The rows of this process, padded to the largest bucket that a process needs for this step."""
-  buckets = config.data.buckets
-  if len(buckets) == 1 or jax.process_count() == 1:
-    return batch
-  return pad_to_bucket(batch, buckets[largest(bucket_of(batch, buckets))])
 
 
 def save_model(path: Path, trained: Loaded) -> None:

@@ -43,7 +43,9 @@ def trainable_filter(trainable: str) -> Filter:
 
 
 def learning_rate_schedule(config: OptimConfig) -> optax.Schedule:
-  """Step -> learning rate: linear warm-up, then cosine to 0 at the last step."""
+  """Step -> learning rate: linear warm-up (none for a share of 0), then cosine to 0 at the end."""
+  if not config.warmup_share:
+    return optax.cosine_decay_schedule(config.learning_rate, config.steps)
   warmup = max(1, round(config.steps * config.warmup_share))
   return optax.join_schedules(
     [

@@ -1,7 +1,9 @@
 """Watches over the steps: how long they take, what is compiled, how many are skipped."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
@@ -22,16 +24,29 @@ class StepClock:
     self._start = time.perf_counter()
     self._steps = 0
     self._tokens = 0
+    self._parts: dict[str, float] = {}
 
   def count(self, batch: Batch) -> None:
     """Adds one step on a host batch; padding is no token."""
+    self.count_tokens(self._shares * int(batch.text.token_mask.sum()))
+
+  def count_tokens(self, tokens: int) -> None:
+    """Adds one step on so many tokens of all processes."""
     self._steps += 1
-    self._tokens += self._shares * int(batch.text.token_mask.sum())
+    self._tokens += tokens
+
+  @contextlib.contextmanager
+  def part(self, name: str) -> Iterator[None]:
+    """Measures a part of the step, which `read` gives as `<name>_seconds`."""
+    start = time.perf_counter()
+    yield
+    self._parts[name] = self._parts.get(name, 0.0) + time.perf_counter() - start
 
   def read(self) -> dict[str, float]:
-    """`step_seconds` and `tokens_per_second`, and starts anew."""
+    """`step_seconds`, `tokens_per_second` and the parts, means a step, and starts anew."""
     seconds = time.perf_counter() - self._start
     values = {"step_seconds": seconds / self._steps, "tokens_per_second": self._tokens / seconds}
+    values |= {f"{name}_seconds": total / self._steps for name, total in self._parts.items()}
     self.start()
     return values
 
@@ -75,11 +90,15 @@ class CompiledOnce:
     self._seen: set[tuple] = set()
     self.compiles = 0
 
-  def __call__(self, state, frozen, batch: Batch, key):
-    """Runs the step; RuntimeError where a known shape is compiled again."""
-    shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+  def __call__(self, *args: Any) -> Any:
+    """Runs the step, whose third argument is the batch.
+
+    Raises:
+      RuntimeError: a known shape is compiled again.
+    """
+    shapes = tuple(x.shape for x in jax.tree.leaves(args[2]))
     counter = CompileCounter()
-    result = self._step(state, frozen, batch, key)
+    result = self._step(*args)
     counter.close()
     self.compiles += counter.count
     if counter.count and shapes in self._seen:

@@ -1,0 +1,25 @@
+"""A longer SFT on the shapes world: more samples, each seen once or twice.
+
+Source: ours; the main command with nine times the steps. It is meant to reach on 500 held-out samples
+what is published for SFT on VRT-Bench (R-LQ 66.3, R-SQ 87.3, A-mIoU 59.5), as a start for RL.
+Hardware: two CPU cores, about 45 minutes.
+Command: python -m vrt_jax.train --config configs/shapes_sft_long.py
+"""
+
+import dataclasses
+
+from vrt_jax.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+  """The recipe."""
+  base = TrainConfig()
+  return dataclasses.replace(
+    base,
+    data=dataclasses.replace(base.data, shapes_train_samples=24_000, shapes_eval_samples=500),
+    optim=dataclasses.replace(base.optim, steps=4000),
+    eval=dataclasses.replace(base.eval, num_samples=500),
+    evaluate_base=False,
+    checkpoint_every=200,
+    eval_every=1000,
+  )
