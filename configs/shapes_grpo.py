@@ -1,7 +1,7 @@
 """GRPO on the shapes world, from the shipped fine-tuned model or one of your own (`--base`).
 
-Source: ours; the road of configs/vrt_qwen3_4b_grpo.py at the embedded world's size, with the trace's
-reward, true matching and refills. The held-out samples are those of the main command.
+Source: ours; the road of configs/vrt_qwen3_4b_grpo.py at the embedded world's size, with the
+trace's reward, true matching and refills.
 Hardware: two CPU cores.
 Command: python -m vrt_jax.train --config configs/shapes_grpo.py
   python -m vrt_jax.train --config configs/shapes_grpo.py --base runs/shapes_sft_long/model

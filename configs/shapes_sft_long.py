@@ -1,7 +1,7 @@
 """A longer SFT on the shapes world: more samples, each seen once or twice.
 
-Source: ours; the main command with nine times the steps. It is meant to reach on 500 held-out samples
-what is published for SFT on VRT-Bench (R-LQ 66.3, R-SQ 87.3, A-mIoU 59.5), as a start for RL.
+Source: ours; the main command with nine times the steps. It is meant to reach on 500 held-out
+samples what is published for SFT on VRT-Bench (R-LQ 66.3, R-SQ 87.3, A-mIoU 59.5), a start for RL.
 Hardware: two CPU cores, about 45 minutes.
 Command: python -m vrt_jax.train --config configs/shapes_sft_long.py
 """

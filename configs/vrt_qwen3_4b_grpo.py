@@ -1,14 +1,15 @@
 """GRPO of R-Sa2VA 4B with masks in the loop, to the reference's numbers.
 
-Source: arXiv 2512.05091 and its recipe vrt_qwen3_4b_grpo: from the SFT model, fresh LoRA of rank 128,
-SAM 2's decoder frozen; 4 samples for each of 32 prompts, format and answer reward, no KL, mask losses
-on the best sample; one epoch of the 2 k prompts whose reward varies most.
+Source: arXiv 2512.05091 and its recipe vrt_qwen3_4b_grpo: from the SFT model, fresh LoRA of rank
+128, SAM 2's decoder frozen; 4 samples for each of 32 prompts, format and answer reward, no KL, mask
+losses on the best sample; one epoch of the 2 k prompts whose reward varies most.
 Hardware: TPU pods (docs/pods.md); `mesh.fsdp` divides the parameters.
 Expected: no figure of this recipe has been measured here.
 Command: python -m scripts.select_rl_subset --checkpoint runs/vrt_4b_sft/model --data data/vrt80k
   --out keys.json --top 2000
   python -m vrt_jax.train --config configs/vrt_qwen3_4b_grpo.py --workdir runs/vrt_4b_grpo
-  --base runs/vrt_4b_sft/model --data.keys keys.json --data.train data/vrt80k --data.eval data/vrt_eval
+  --base runs/vrt_4b_sft/model --data.keys keys.json --data.train data/vrt80k
+  --data.eval data/vrt_eval
 """
 
 import dataclasses
