@@ -1,10 +1,10 @@
-"""GRPO on the shapes world, from the shipped fine-tuned model or one of your own (`--base`).
+"""GRPO on the shapes world, from the model of configs/shapes_sft_long.py or another one (`--base`).
 
 Source: ours; the road of configs/vrt_qwen3_4b_grpo.py at the embedded world's size, with the
 trace's reward, true matching and refills.
 Hardware: two CPU cores.
-Command: python -m vrt_jax.train --config configs/shapes_grpo.py
-  python -m vrt_jax.train --config configs/shapes_grpo.py --base runs/shapes_sft_long/model
+Command: python -m vrt_jax.train --config configs/shapes_sft_long.py
+  python -m vrt_jax.train --config configs/shapes_grpo.py
 """
 
 from vrt_jax.config import (
@@ -22,7 +22,7 @@ def get_config() -> TrainConfig:
   """The recipe."""
   return TrainConfig(
     algorithm="grpo",
-    base="shapes",
+    base="runs/shapes_sft_long/model",
     model=ModelConfig(lora=LoraConfig(rank=32)),
     data=DataConfig(shapes_eval_samples=500, mask_resize="nearest-exact"),
     optim=OptimConfig(
