@@ -1,6 +1,7 @@
 """python -m scripts.bench: speed beside PyTorch, a JSON line a measurement.
 
 python -m scripts.bench data_pipeline [--data GLOB] [--tokenizer DIR]
+python -m scripts.bench rollout_group [--group-size 4] [--new-tokens 64]
 
 `ratio` is PyTorch's time by ours: above 1 we are faster. Needs the [test] extra.
 """
@@ -9,9 +10,10 @@ import json
 import sys
 
 from scripts.bench_data import DataArgs, measure_data
+from scripts.bench_rollout import RolloutArgs, measure_rollout
 from vrt_jax import cli
 
-NAMES = ("data_pipeline",)
+NAMES = ("data_pipeline", "rollout_group")
 
 
 def main() -> None:
@@ -20,6 +22,8 @@ def main() -> None:
   prog = f"python -m scripts.bench {name}"
   if name == "data_pipeline":
     result = measure_data(cli.parse(DataArgs, options, prog))
+  elif name == "rollout_group":
+    result = measure_rollout(cli.parse(RolloutArgs, options, prog))
   elif name in ("--help", "-h"):
     print(__doc__)
     return

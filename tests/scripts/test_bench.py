@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import bench, bench_data, photo_records
+from scripts import bench, bench_data, bench_rollout, photo_records
 from tests import tiny
+from vrt_jax.config import ImageConfig
+from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.data.transforms import segmentation_of, small_object_mask
 
 
@@ -29,6 +31,26 @@ def test_both_sides_are_measured(tmp_path: Path):
   assert set(speeds) == {"jax", "torch", "ratio"}
   assert min(speeds.values()) > 0
   assert speeds["ratio"] == pytest.approx(speeds["jax"] / speeds["torch"], rel=0.05)
+
+
+def test_both_sides_of_the_rollout_have_the_same_weights_and_prompt():
+  """Greedy, so that they must say the same."""
+  args = bench_rollout.RolloutArgs(
+    group_size=2,
+    new_tokens=6,
+    temperature=0.0,
+    picture_px=96,
+    layers=2,
+    hidden_size=64,
+    vocab_size=700,
+  )
+  tokenizer = ChatTokenizer.from_dir(args.tokenizer)
+  image = ImageConfig(min_pixels=96**2, max_pixels=96**2)
+  config = bench_rollout.model_config(args)
+  group, single, theirs = (run() for run in bench_rollout.sides(args, config, tokenizer, image))
+  assert group.shape == theirs.shape == (2, 6)
+  np.testing.assert_array_equal(group, theirs)
+  np.testing.assert_array_equal(single, group[:1])
 
 
 @pytest.mark.slow

@@ -1,0 +1,227 @@
+"""How fast a group of samples comes from one prompt, here and in transformers.
+
+A random model of middle size, the same weights on both sides, float32. Ours is the rollout of
+reinforcement learning: text with log-probabilities, SAM 2 and masks; transformers' `generate` with
+num_return_sequences writes the text alone. No sample ends early. The sides take turns, and medians
+of wall-clock time are compared; programs are compiled before.
+"""
+
+import io
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from vrt_jax.config import GrpoConfig, ImageConfig, ModelConfig, TextConfig, VisionConfig
+
+POSITION_SIDE = 24
+QUESTION = "Which of the things on the table could open the door, and where does it lie?"
+BUCKET_STEP = 64
+
+
+@dataclass(frozen=True)
+class RolloutArgs:
+  """Measures a group of samples of one prompt."""
+
+  tokenizer: Path = Path("vrt_jax/assets/shapes_base/tokenizer")
+  """Folder with tokenizer.json, for both sides."""
+  group_size: int = 4
+  new_tokens: int = 64
+  temperature: float = 1.2
+  """0 is greedy: then both sides write the same."""
+  picture_px: int = 640
+  """Side of the picture: 640 makes 400 visual tokens; the reference's have up to 1568."""
+  layers: int = 8
+  hidden_size: int = 512
+  vocab_size: int = 16384
+  repeats: int = 5
+
+
+def model_config(args: RolloutArgs) -> ModelConfig:
+  """Of the model that is measured."""
+  heads = args.hidden_size // 64
+  return ModelConfig(
+    vision=VisionConfig(num_position_embeddings=POSITION_SIDE**2, out_hidden_size=args.hidden_size),
+    text=TextConfig(
+      vocab_size=args.vocab_size,
+      hidden_size=args.hidden_size,
+      num_layers=args.layers,
+      num_heads=heads,
+      num_kv_heads=max(1, heads // 2),
+      head_dim=64,
+      intermediate_size=3 * args.hidden_size,
+      mrope_section=(12, 10, 10),
+    ),
+  )
+
+
+def measure_rollout(args: RolloutArgs) -> dict:
+  """The line of results; ratios above 1 mean that we are faster."""
+  from vrt_jax.data.chat import ChatTokenizer
+
+  config = model_config(args)
+  tokenizer = ChatTokenizer.from_dir(args.tokenizer)
+  image = ImageConfig(min_pixels=args.picture_px**2, max_pixels=args.picture_px**2)
+  group, single, theirs = sides(args, config, tokenizer, image)
+  runs = {"jax": group, "single": single, "torch": theirs}
+  for run in runs.values():
+    run()
+  seconds: dict[str, list[float]] = {name: [] for name in runs}
+  for _ in range(args.repeats):
+    for name, run in runs.items():
+      started = time.perf_counter()
+      run()
+      seconds[name].append(time.perf_counter() - started)
+  median = {name: statistics.median(values) for name, values in seconds.items()}
+  return {
+    "name": "rollout_group",
+    "unit": "s a group",
+    "jax": round(median["jax"], 3),
+    "torch": round(median["torch"], 3),
+    "ratio": round(median["torch"] / median["jax"], 2),
+    "group_over_single": round(median["jax"] / median["single"], 2),
+    "group_size": args.group_size,
+    "new_tokens": args.new_tokens,
+    "repeats": args.repeats,
+  }
+
+
+def sides(
+  args: RolloutArgs, config: ModelConfig, tokenizer, image: ImageConfig
+) -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray], Callable[[], np.ndarray]]:
+  """(a group, a single sample, transformers' group): each gives its tokens [G, N]."""
+  from vrt_jax.data.trace import evaluation_user_text
+  from vrt_jax.data.transforms import make_prompt
+  from vrt_jax.models.sa2va import abstract_sa2va
+
+  noise = np.random.default_rng(0).integers(0, 256, (args.picture_px, args.picture_px, 3))
+  prompt, _ = make_prompt(
+    _png(noise.astype(np.uint8)),
+    evaluation_user_text(QUESTION, True),
+    tokenizer,
+    image,
+    inference=True,
+  )
+  model = random_model(abstract_sa2va(config))
+  grpo = GrpoConfig(
+    group_size=args.group_size,
+    max_new_tokens=args.new_tokens,
+    max_masks=4,
+    temperature=args.temperature,
+  )
+  return (
+    our_rollout(model, prompt, tokenizer, image, grpo),
+    our_rollout(model, prompt, tokenizer, image, replace(grpo, group_size=1)),
+    torch_generate(model, prompt, tokenizer, grpo),
+  )
+
+
+def random_model(abstract):
+  """The model with random matrices and norms of one."""
+  import jax.numpy as jnp
+  from flax import nnx
+
+  rng = np.random.default_rng(0)
+  graphdef, state = nnx.split(abstract)
+  filled = []
+  for path, variable in nnx.to_flat_state(state):
+    shape = variable.get_value().shape
+    is_norm = any("norm" in str(part) for part in path) and path[-1] == "weight"
+    noise = rng.standard_normal(shape, np.float32) * shape[-1] ** -0.5
+    filled.append((path, variable.replace(jnp.asarray(np.ones_like(noise) if is_norm else noise))))
+  return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+def our_rollout(
+  model, prompt, tokenizer, image: ImageConfig, grpo: GrpoConfig
+) -> Callable[[], np.ndarray]:
+  """The rollout as training runs it."""
+  import jax
+  from flax import nnx
+
+  from vrt_jax.data.transforms import pad_inputs
+  from vrt_jax.generate.decode import GenerationInputs, TokenIds
+  from vrt_jax.rl.rollout import make_rollout
+  from vrt_jax.train.state import Frozen
+
+  bucket = tuple(
+    -(-len(x) // BUCKET_STEP) * BUCKET_STEP for x in (prompt.input_ids, prompt.patches)
+  )
+  text, vision, deltas = pad_inputs([prompt], bucket, tokenizer, image, POSITION_SIDE)
+  inputs = jax.device_put(GenerationInputs(text, vision, deltas, prompt.grounding_image[None]))
+  never = -1  # no token ends a sample
+  ids = TokenIds(tokenizer.seg_id, never, tokenizer.endoftext_id, tokenizer.never_sample_ids)
+  graphdef, params = nnx.split(model)
+  rollout = make_rollout(grpo, ids)
+  key = jax.random.key(0)
+
+  def run() -> np.ndarray:
+    out = jax.block_until_ready(rollout(nnx.State({}), Frozen(graphdef, params), inputs, key))
+    return np.asarray(out.completions.tokens[0])
+
+  return run
+
+
+def torch_generate(model, prompt, tokenizer, grpo: GrpoConfig) -> Callable[[], np.ndarray]:
+  """transformers' generate on the same weights."""
+  import torch
+  from flax import nnx
+  from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+  from converters.export import patch_kernel, rename
+  from converters.hf_config import hf_config
+  from converters.qwen3_vl_rules import qwen3_vl_table
+  from converters.streams import whole
+  from vrt_jax.data.image import normalize_patches
+
+  config = Qwen3VLConfig(**hf_config(model.config, tokenizer, "float32", {}))
+  theirs = Qwen3VLForConditionalGeneration(config).eval()
+  params = {
+    ".".join(map(str, path)): whole(np.asarray(v.get_value()))
+    for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    if path[0] == "qwen"
+  }
+  tied = model.config.text.tie_embeddings
+  renamed = rename(qwen3_vl_table(tied), params, patch_kernel(model.config))
+  state = {k: torch.from_numpy(np.array(a.read(0, a.shape[0]))) for k, a in renamed.items()}
+  if tied:
+    state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
+  theirs.load_state_dict(state)
+  row = torch.tensor(np.asarray(prompt.input_ids, np.int64))[None]
+  inputs = {
+    "input_ids": row,
+    "attention_mask": torch.ones_like(row),
+    "mm_token_type_ids": (row == tokenizer.image_pad_id).int(),
+    "pixel_values": torch.from_numpy(np.asarray(normalize_patches(prompt.patches), np.float32)),
+    "image_grid_thw": torch.tensor(prompt.grids),
+  }
+
+  def run() -> np.ndarray:
+    with torch.no_grad():
+      out = theirs.generate(
+        **inputs,
+        do_sample=True,
+        temperature=grpo.temperature or 1.0,
+        top_p=grpo.top_p,
+        top_k=0 if grpo.temperature else 1,
+        num_return_sequences=grpo.group_size,
+        min_new_tokens=grpo.max_new_tokens,
+        max_new_tokens=grpo.max_new_tokens,
+        eos_token_id=tokenizer.im_end_id,
+        pad_token_id=tokenizer.endoftext_id,
+        suppress_tokens=list(tokenizer.never_sample_ids),
+      )
+    return out[:, row.shape[1] :].numpy()
+
+  return run
+
+
+def _png(pixels: np.ndarray) -> bytes:
+  from PIL import Image
+
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, "PNG")
+  return file.getvalue()
