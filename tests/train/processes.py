@@ -12,7 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = {"step_seconds", "tokens_per_second", "compiles"}
+PARTS = {f"{part}_seconds" for part in ("rollout", "reward", "update")}
+TIMES = {"step_seconds", "tokens_per_second", "compiles", *PARTS}
 LIMIT_S = 600
 ENVIRONMENT = {
   **os.environ,
