@@ -20,7 +20,9 @@ from vrt_jax.runtime import (
   batch_parts,
   data_share,
   fetch,
+  gather_rows,
   largest,
+  local_rows,
   make_mesh,
   mesh_axes,
   param_shardings,
@@ -65,6 +67,13 @@ def test_batches_and_keys_on_the_mesh():
     jax.tree.map(np.testing.assert_array_equal, fetch(placed), batch)
   key = replicate(jax.random.key(3), mesh)
   assert jax.random.bits(key) == jax.random.bits(jax.random.key(3))
+
+
+def test_rows_come_back_in_order():
+  mesh = make_mesh(MeshConfig())
+  rows = {"a": np.arange(8.0).reshape(4, 2), "b": np.arange(4)}
+  jax.tree.map(np.testing.assert_array_equal, local_rows(put_batch(rows, mesh), mesh), rows)
+  assert gather_rows(rows["a"], mesh) is rows["a"]  # all of them are here
 
 
 def test_one_process_is_leader_and_has_every_row():

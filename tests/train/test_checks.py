@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from configs import shapes_grpo, vrt_qwen3_4b_grpo
 from tests import tiny
-from vrt_jax.config import EvalConfig, LoraConfig, MeshConfig, OptimConfig, TrainConfig
+from vrt_jax.config import EvalConfig, GrpoConfig, LoraConfig, MeshConfig, OptimConfig, TrainConfig
 from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.runtime import make_mesh
 from vrt_jax.train import checks
@@ -47,6 +48,71 @@ def test_numbers(message: str):
   with pytest.raises(ValueError) as error:
     checks.check_numbers(NUMBERS[message])
   assert str(error.value).startswith(message)
+
+
+USER = "tests.rl.user_rewards"
+
+
+def grpo(**fields: object) -> TrainConfig:
+  """A recipe of reinforcement learning; fields are of GrpoConfig."""
+  config = with_part("optim", trainable="language")
+  return dataclasses.replace(config, algorithm="grpo", grpo=GrpoConfig(**fields))
+
+
+GRPO_MISTAKES = {
+  "grpo.group_size is 1, it must be at least 2": grpo(group_size=1),
+  "grpo.max_new_tokens is 1, ": grpo(max_new_tokens=1),
+  "grpo.max_masks is 0, ": grpo(max_masks=0),
+  "grpo.updates_per_rollout is 0, ": grpo(updates_per_rollout=0),
+  "grpo.max_refills is -1, ": grpo(max_refills=-1),
+  "grpo.kl_weight is -0.1, ": grpo(kl_weight=-0.1),
+  "grpo.temperature 0.0 must be above 0": grpo(temperature=0.0),
+  "grpo.temperature 1.2 must be above 0 and grpo.top_p 1.5 in (0, 1]": grpo(top_p=1.5),
+  "grpo.epsilon is 0.0, ": grpo(epsilon=0.0),
+  "all weights of rewards are 0": grpo(
+    format_weight=0, answer_weight=0, extra_rewards=((f"{USER}:brevity", 0.0),)
+  ),
+  "grpo.reward_clip (1.0, 1.0) must be (low, high)": grpo(reward_clip=(1.0, 1.0)),
+  'grpo.extra_rewards: "f" is not of the form': grpo(extra_rewards=(("f", 1.0),)),
+  "algorithm grpo rewards reasoning traces": dataclasses.replace(
+    grpo(), data=dataclasses.replace(CONFIG.data, thinking=False)
+  ),
+  'optim.trainable is "all"': dataclasses.replace(grpo(), optim=OptimConfig(trainable="all")),
+  "grpo.kl_weight compares with the model without adapters": dataclasses.replace(
+    grpo(kl_weight=0.1), model=tiny.MODEL
+  ),
+  "grpo.drop_equal_groups joins rollouts of one size": grpo(
+    drop_equal_groups=True, prompt_buckets=((160, 64), (256, 64))
+  ),
+  "optim.steps 30 is not a multiple of grpo.updates_per_rollout 4": grpo(updates_per_rollout=4),
+  "checkpoint_every 50 is not a multiple of grpo.updates_per_rollout 3": grpo(
+    updates_per_rollout=3
+  ),
+}
+
+
+@pytest.mark.parametrize("message", GRPO_MISTAKES)
+def test_reinforcement_learning(message: str):
+  with pytest.raises(ValueError) as error:
+    checks.check_grpo(GRPO_MISTAKES[message])
+  assert str(error.value).startswith(message)
+  assert "\n" not in str(error.value)
+
+
+def test_recipes_of_reinforcement_learning_pass():
+  only_extra = grpo(format_weight=0, answer_weight=0, extra_rewards=((f"{USER}:brevity", 1.0),))
+  for config in (grpo(), only_extra, shapes_grpo.get_config(), vrt_qwen3_4b_grpo.get_config()):
+    checks.check_numbers(config)
+    checks.check_grpo(config)
+    checks.check_buckets_hold(config, config.image)
+  with pytest.raises(ValueError, match=r"grpo.prompt_buckets hold 32 patches"):
+    checks.check_buckets_hold(grpo(prompt_buckets=((384, 32),)), tiny.IMAGE)
+
+
+def test_early_stop_needs_evaluations():
+  with pytest.raises(ValueError, match="early_stop needs evaluations"):
+    checks.check_numbers(dataclasses.replace(CONFIG, early_stop=2))
+  checks.check_numbers(dataclasses.replace(CONFIG, early_stop=2, eval_every=50))
 
 
 def test_batches_that_do_not_divide():

@@ -28,6 +28,13 @@ def test_schedule_warms_up_and_falls_to_zero():
   assert all(a > b for a, b in itertools.pairwise(rates))
 
 
+def test_schedule_without_warm_up_starts_in_full():
+  schedule = learning_rate_schedule(OptimConfig(learning_rate=1e-5, steps=60, warmup_share=0.0))
+  assert float(schedule(0)) == pytest.approx(1e-5)
+  assert float(schedule(30)) == pytest.approx(5e-6)
+  assert float(schedule(60)) == pytest.approx(0, abs=1e-12)
+
+
 def test_updates_equal_torch_adamw_with_clipping():
   config = OptimConfig(learning_rate=1e-2, steps=20, warmup_share=0.1)
   rng = np.random.default_rng(0)

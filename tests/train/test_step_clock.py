@@ -1,5 +1,7 @@
 """Step times, and the guard against compiling a shape twice."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -16,6 +18,20 @@ def test_clock_counts_tokens_of_steps():
   values = clock.read()
   tokens = 2 * int(batch.text.token_mask.sum())
   assert values["tokens_per_second"] * values["step_seconds"] * 2 == pytest.approx(tokens)
+
+
+def test_clock_measures_parts_of_a_step():
+  clock = StepClock(shares=3)
+  for _ in range(2):
+    for _ in range(2):  # twice a step: a refill
+      with clock.part("rollout"):
+        time.sleep(0.02)
+    clock.count_tokens(50)
+  values = clock.read()
+  assert 0.04 <= values["rollout_seconds"] <= values["step_seconds"]
+  assert values["tokens_per_second"] * values["step_seconds"] * 2 == pytest.approx(100)
+  clock.count_tokens(1)
+  assert "rollout_seconds" not in clock.read()
 
 
 def test_known_shapes_may_not_compile_again():
