@@ -3,8 +3,9 @@
 A prompt and its G completions go through the text decoder as one packed sequence, [P prompt slots,
 G runs of N]: the prompt is computed once a group, with gradients, and every completion sees it and
 itself. Token i of a completion has the position and the neighbours that it had in the rollout.
-LoRA dropout is off, as there. Largest gap to the rollout's log-probabilities on the tiny model of
-the tests: 5e-6 in float32, 0.05 in bfloat16 (whose rounding depends on the order of sums).
+LoRA dropout is off, as there. Largest (mean) gap to the rollout's log-probabilities, measured on a
+CPU with a random model of 8 layers and width 512, a prompt of 200 tokens and 4 x 32 new tokens:
+4e-6 (8e-7) in float32, 0.011 (9e-4) in bfloat16.
 """
 
 import flax.struct
