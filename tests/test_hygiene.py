@@ -214,6 +214,7 @@ def test_import_does_not_start_jax(module):
     "docs/data.md",
     "docs/parity.md",
     "docs/pods.md",
+    "docs/rl.md",
   ],
 )
 def test_documents_name_commands_that_exist(document):

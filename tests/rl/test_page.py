@@ -51,7 +51,7 @@ def test_a_group_side_by_side(tmp_path: Path):
   assert "<td>reward</td><td>1.867</td>" in cards[1]
   assert "truncated" in cards[0] and "truncated" not in cards[1]
   assert "Which &lt;b&gt;0?" in text
-  assert "evidence: 2 objects" in text and "answer: 1 objects" in text
+  assert "evidence (2)" in text and "answer (1)" in text
 
 
 def test_everything_is_escaped_and_inside(tmp_path: Path):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 
 from scripts import select_rl_subset as subset
 from tests import tiny
-from vrt_jax import cli
+from tests.train import processes
+from vrt_jax import cli, model_directory
 from vrt_jax.config import GrpoConfig
 from vrt_jax.data.pipeline import subset_numbers
 from vrt_jax.data.records import TrainRecord
@@ -128,6 +131,40 @@ def test_mistakes_are_one_line(records: str, tmp_path: Path, fields: dict, messa
   args = dataclasses.replace(arguments(records, tmp_path / "keys.json"), **fields)
   with pytest.raises(ValueError, match=message):
     subset.select(args, tiny.loaded())
+
+
+def test_two_processes_give_the_same_file(records: str, straight: Path, tmp_path: Path):
+  loaded = tiny.loaded()
+  model_directory.save(tmp_path / "model", loaded.model, loaded.tokenizer, loaded.image)
+  sizes = "--batch-size 4 --grpo.group-size 3 --grpo.max-new-tokens 8 --grpo.max-masks 2"
+  rest = "--grpo.prompt-buckets 256 64 --grpo.extra-rewards tests.rl.user_rewards:letters 1.0"
+  paths = ["--checkpoint", tmp_path / "model", "--data", records, "--out", tmp_path / "keys.json"]
+  command = [sys.executable, "-m", "scripts.select_rl_subset", "--top", "3", *paths]
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  started = [
+    subprocess.Popen(
+      [*map(str, command), *sizes.split(), *rest.split()],
+      cwd=processes.ROOT,
+      env=processes.ENVIRONMENT
+      | {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(number),
+      },
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for number in range(2)
+  ]
+  done = [processes.finish(process) for process in started]
+  assert [status for status, _, _ in done] == [0, 0], done
+  got, expected = (json.loads(p.read_text()) for p in (tmp_path / "keys.json", straight))
+  assert got["samples"] == expected["samples"]
+  assert got["unusable"] == expected["unusable"]
+  assert "3 keys" in done[0][1] and "keys" not in done[1][1]
 
 
 def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

@@ -85,7 +85,7 @@ def test_several_updates_of_a_rollout_go_on_too(records: Path, tmp_path: Path):
   status, _, err = processes.run(records, tmp_path / "straight", **options)
   assert status == 0, err
   assert [line["step"] for line in processes.logged(tmp_path / "straight")] == [2, 4, 6]
-  status, _, err = processes.run(records, tmp_path / "run", kill_at=4, **options)
+  status, _, err = processes.run(records, tmp_path / "run", kill_at=3, **options)
   assert status == -9, err
   status, _, err = processes.run(records, tmp_path / "run", **options)
   assert status == 0, err

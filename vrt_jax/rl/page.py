@@ -109,12 +109,12 @@ def _group(
   colours = [object_colour(i) for i in range(len(truth.evidence_masks))]
   figures = [
     _figure(image, [], [], "picture"),
-    _figure(image, truth.evidence_masks, colours, f"evidence: {len(colours)} objects"),
+    _figure(image, truth.evidence_masks, colours, f"evidence ({len(colours)})"),
     _figure(
       image,
       truth.answer_masks,
       [object_colour(i) for i in range(len(truth.answer_masks))],
-      f"answer: {len(truth.answer_masks)} objects",
+      f"answer ({len(truth.answer_masks)})",
     ),
   ]
   shown = "" if len(cards) == len(samples) else f", {len(cards)} of {len(samples)} samples"

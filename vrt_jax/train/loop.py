@@ -46,13 +46,7 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
   records = held_out_records(config, eval_pattern)
   checks.check_batch(config, mesh, len(records))
   loaded = base_model(config)
-  checks.check_tokens(loaded.tokenizer)
-  checks.check_buckets_hold(config, loaded.image)
-  resolved = dataclasses.replace(
-    config,
-    model=dataclasses.replace(loaded.model.config, lora=config.model.lora),
-    image=loaded.image,
-  )
+  resolved = resolve(config, loaded)
   task = PROMPTS if config.algorithm == "grpo" else SFT
   batches = BatchIterator(resolved, train_pattern, loaded.tokenizer, *data_share(mesh), task)
   write_config(config, workdir)
@@ -91,6 +85,18 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
       say(f"best model: step {best}, by {config.best_metric}")
   # where it was scored at its last step, that is read again
   return held_out.score(trained, "final", "trained model", reuse=config.eval_every > 0)
+
+
+def resolve(config: TrainConfig, loaded: Loaded) -> TrainConfig:
+  """The recipe with the sizes of the model that it starts from.
+
+  Raises:
+    ValueError: tokenizer or buckets do not fit the model.
+  """
+  checks.check_tokens(loaded.tokenizer)
+  checks.check_buckets_hold(config, loaded.image)
+  model = dataclasses.replace(loaded.model.config, lora=config.model.lora)
+  return dataclasses.replace(config, model=model, image=loaded.image)
 
 
 def save_model(path: Path, trained: Loaded) -> None:
