@@ -79,11 +79,12 @@ def grpo_steps(
     state, key = run.state, replicate(run.key, mesh)
     sampler = Sampler(config, frozen, batches, tokenizer, pool, mesh, run.clock)
     for step in run.steps():
-      rounds = [sampler.round(state, rollout_key(run.key, step, 0))]
-      batch, rewards = rounds[0].batch, rounds[0].groups.rewards
+      first, batch = sampler.round(state, rollout_key(run.key, step, 0))
+      rounds, rewards = [first], first.groups.rewards
       while sampler.wants_more(rewards, len(rounds)):
-        rounds.append(sampler.round(state, rollout_key(run.key, step, len(rounds))))
-        batch, rewards = sampler.refill(batch, rewards, rounds[-1])
+        more, fresh = sampler.round(state, rollout_key(run.key, step, len(rounds)))
+        batch, rewards = sampler.refill(batch, rewards, fresh, more.groups.rewards)
+        rounds.append(more)
       batch = with_advantages(batch, rewards, grpo, mesh)
       with run.clock.part("update"):
         state, metrics = jax.block_until_ready(update(state, frozen, batch, key))
@@ -92,7 +93,7 @@ def grpo_steps(
           state, metrics = jax.block_until_ready(update(state, frozen, batch, key))
       run.clock.count_tokens(sum(round.num_tokens for round in rounds))
       if run.comes(step, grpo.html_every) and is_leader():
-        first, path = rounds[0], workdir / PAGES / f"step_{step}.html"
+        path = workdir / PAGES / f"step_{step}.html"
         write_page(path, f"Step {step}", first.pictures, first.groups, grpo)
       figures = reward_figures([round.groups for round in rounds], sampler.reward.names)
       figures |= advantage_figures(rewards, grpo)
@@ -117,12 +118,11 @@ def advantage_figures(rewards: Float[np.ndarray, "B G"], grpo: GrpoConfig) -> di
 
 @dataclass(frozen=True)
 class Round:
-  """One rollout of a step: its groups and what an update needs of them."""
+  """The host's part of one rollout of a step."""
 
   pictures: UInt8[np.ndarray, "B Y X 3"]
   """Of this process's prompts."""
   groups: Groups
-  batch: GrpoBatch
 
   @property
   def num_tokens(self) -> int:
@@ -154,8 +154,8 @@ class Sampler:
     """Of rollouts, and of joining them."""
     return self._roll.compiles + self._join.compiles
 
-  def round(self, state: TrainState, key: Array) -> Round:
-    """Samples of the policy of now for the next prompts."""
+  def round(self, state: TrainState, key: Array) -> tuple[Round, GrpoBatch]:
+    """Samples of the policy of now for the next prompts, and what an update needs of them."""
     prompts = common_bucket(next(self._batches), self._batches.buckets)
     inputs = put_prompts(prompts, self._mesh)
     with self._clock.part("rollout"):
@@ -166,7 +166,7 @@ class Sampler:
         rollout, prompts.truths, self.reward, self._tokenizer, self._pool, self._mesh
       )
     batch = update_batch(inputs, rollout, groups, self._grpo.max_masks, self._mesh)
-    return Round(prompts.grounding_image, groups, batch)
+    return Round(prompts.grounding_image, groups), batch
 
   def wants_more(self, rewards: Float[np.ndarray, "B G"], rounds: int) -> bool:
     """Whether equal groups are to be replaced by a further rollout."""
@@ -176,12 +176,16 @@ class Sampler:
     )
 
   def refill(
-    self, batch: GrpoBatch, rewards: Float[np.ndarray, "B G"], fresh: Round
+    self,
+    batch: GrpoBatch,
+    rewards: Float[np.ndarray, "B G"],
+    fresh: GrpoBatch,
+    fresh_rewards: Float[np.ndarray, "B G"],
   ) -> tuple[GrpoBatch, Float[np.ndarray, "B G"]]:
     """The batch and its rewards with groups of `fresh` in the place of equal ones."""
-    source = refill_source(rewards, fresh.groups.rewards)
-    joined = self._join(batch, replicate(source, self._mesh), fresh.batch)
-    return joined, joined_rewards(rewards, source, fresh.groups.rewards)
+    source = refill_source(rewards, fresh_rewards)
+    joined = self._join(batch, replicate(source, self._mesh), fresh)
+    return joined, joined_rewards(rewards, source, fresh_rewards)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="mesh")
