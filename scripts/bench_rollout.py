@@ -93,6 +93,7 @@ def sides(
   args: RolloutArgs, config: ModelConfig, tokenizer, image: ImageConfig
 ) -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray], Callable[[], np.ndarray]]:
   """(a group, a single sample, transformers' group): each gives its tokens [G, N]."""
+  from converters.torch_group import torch_group
   from vrt_jax.data.trace import evaluation_user_text
   from vrt_jax.data.transforms import make_prompt
   from vrt_jax.models.sa2va import abstract_sa2va
@@ -115,7 +116,7 @@ def sides(
   return (
     our_rollout(model, prompt, tokenizer, image, grpo),
     our_rollout(model, prompt, tokenizer, image, replace(grpo, group_size=1)),
-    torch_generate(model, prompt, tokenizer, grpo),
+    torch_group(model, prompt, tokenizer, grpo),
   )
 
 
@@ -161,60 +162,6 @@ def our_rollout(
   def run() -> np.ndarray:
     out = jax.block_until_ready(rollout(nnx.State({}), Frozen(graphdef, params), inputs, key))
     return np.asarray(out.completions.tokens[0])
-
-  return run
-
-
-def torch_generate(model, prompt, tokenizer, grpo: GrpoConfig) -> Callable[[], np.ndarray]:
-  """transformers' generate on the same weights."""
-  import torch
-  from flax import nnx
-  from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
-  from converters.export import patch_kernel, rename
-  from converters.hf_config import hf_config
-  from converters.qwen3_vl_rules import qwen3_vl_table
-  from converters.streams import whole
-  from vrt_jax.data.image import normalize_patches
-
-  config = Qwen3VLConfig(**hf_config(model.config, tokenizer, "float32", {}))
-  theirs = Qwen3VLForConditionalGeneration(config).eval()
-  params = {
-    ".".join(map(str, path)): whole(np.asarray(v.get_value()))
-    for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))
-    if path[0] == "qwen"
-  }
-  tied = model.config.text.tie_embeddings
-  renamed = rename(qwen3_vl_table(tied), params, patch_kernel(model.config))
-  state = {k: torch.from_numpy(np.array(a.read(0, a.shape[0]))) for k, a in renamed.items()}
-  if tied:
-    state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
-  theirs.load_state_dict(state)
-  row = torch.tensor(np.asarray(prompt.input_ids, np.int64))[None]
-  inputs = {
-    "input_ids": row,
-    "attention_mask": torch.ones_like(row),
-    "mm_token_type_ids": (row == tokenizer.image_pad_id).int(),
-    "pixel_values": torch.from_numpy(np.asarray(normalize_patches(prompt.patches), np.float32)),
-    "image_grid_thw": torch.tensor(prompt.grids),
-  }
-
-  def run() -> np.ndarray:
-    with torch.no_grad():
-      out = theirs.generate(
-        **inputs,
-        do_sample=True,
-        temperature=grpo.temperature or 1.0,
-        top_p=grpo.top_p,
-        top_k=0 if grpo.temperature else 1,
-        num_return_sequences=grpo.group_size,
-        min_new_tokens=grpo.max_new_tokens,
-        max_new_tokens=grpo.max_new_tokens,
-        eos_token_id=tokenizer.im_end_id,
-        pad_token_id=tokenizer.endoftext_id,
-        suppress_tokens=list(tokenizer.never_sample_ids),
-      )
-    return out[:, row.shape[1] :].numpy()
 
   return run
 
