@@ -65,9 +65,8 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
 
   started = time.perf_counter()
   lowered = aot_programs.PROGRAMS[args.program](config, mesh, batch, bucket)
-  compiled = lowered.lowered.compile()
+  compiled, text = aot_report.compile_to_text(lowered.lowered)
   seconds = time.perf_counter() - started
-  text = compiled.as_text()
   if args.hlo:
     args.hlo.write_text(text)
   program = Program(text)

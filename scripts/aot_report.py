@@ -2,7 +2,9 @@
 
 import math
 import re
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 
@@ -10,6 +12,19 @@ from scripts.chips import GIB, Chip
 from scripts.hlo import COLLECTIVES, Computation, Instruction, Program
 
 _ASYNC_COPIES = ("copy-start", "copy-done", "slice-start", "slice-done")
+
+
+def compile_to_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+  """The compiled program and the text of its final form.
+
+  The compiler writes the text itself: `as_text` reads the program back, which fails in libtpu
+  0.0.52 where gathers are given to a v6e's sparse cores.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    compiled = lowered.compile(compiler_options=options)
+    (file,) = Path(folder).glob("*.after_codegen.txt")
+    return compiled, file.read_text()
 
 
 def bytes_a_chip(tree: object) -> int:

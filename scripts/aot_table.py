@@ -17,28 +17,36 @@ from tqdm import tqdm
 
 from vrt_jax import cli
 
-RECIPE = "configs/vrt_sa2va_4b_qwen3_sft.py"
+SFT = "--config configs/vrt_sa2va_4b_qwen3_sft.py"
+GRPO = "--config configs/vrt_qwen3_4b_grpo.py"
+PREFILL = f"{SFT} --program prefill --batch-per-chip 1"
 FULL = "--model.lora.rank 0 --optim.trainable all"
 ROWS: dict[str, str] = {
-  "v5e44_sft_1": "--topology v5e:4x4 --batch-per-chip 1",
-  "v5e44_full_1": f"--topology v5e:4x4 --batch-per-chip 1 -- {FULL}",
-  "v5e44_sft": "--topology v5e:4x4",
-  "v5e44_prefill": "--topology v5e:4x4 --program prefill --batch-per-chip 1",
-  "v5e88_sft": "--topology v5e:8x8",
-  "v5e88_prefill": "--topology v5e:8x8 --program prefill --batch-per-chip 1",
-  "v5e1616_sft": "--topology v5e:16x16 --batch-per-chip 1",
-  "v5e1616_prefill": "--topology v5e:16x16 --program prefill --batch-per-chip 1",
-  "v6e24_sft": "--topology v6e:2x4",
-  "v6e24_prefill": "--topology v6e:2x4 --program prefill --batch-per-chip 1",
-  "v6e44_sft": "--topology v6e:4x4",
-  "v6e44_prefill": "--topology v6e:4x4 --program prefill --batch-per-chip 1",
-  "v5p448_sft_b4": "--topology v5p:4x4x8 --batch-per-chip 4 -- --optim.remat linears",
-  "v5p448_prefill": "--topology v5p:4x4x8 --program prefill --batch-per-chip 1",
+  "v5e44_sft_1": f"{SFT} --topology v5e:4x4 --batch-per-chip 1",
+  "v5e44_full_1": f"{SFT} --topology v5e:4x4 --batch-per-chip 1 -- {FULL}",
+  "v5e44_sft": f"{SFT} --topology v5e:4x4",
+  "v5e88_sft": f"{SFT} --topology v5e:8x8",
+  "v5e1616_sft": f"{SFT} --topology v5e:16x16 --batch-per-chip 1",
+  "v6e24_sft": f"{SFT} --topology v6e:2x4",
+  "v6e44_sft": f"{SFT} --topology v6e:4x4",
+  "v5p448_sft_b4": f"{SFT} --topology v5p:4x4x8 --batch-per-chip 4 -- --optim.remat linears",
+  "v5e44_prefill": f"{PREFILL} --topology v5e:4x4",
+  "v5e88_prefill": f"{PREFILL} --topology v5e:8x8",
+  "v5e1616_prefill": f"{PREFILL} --topology v5e:16x16",
+  "v6e24_prefill": f"{PREFILL} --topology v6e:2x4",
+  "v6e44_prefill": f"{PREFILL} --topology v6e:4x4",
+  "v5p448_prefill": f"{PREFILL} --topology v5p:4x4x8",
+  "v5e44_rollout": f"{GRPO} --topology v5e:4x4 --program rollout",
+  "v5e44_grpo": f"{GRPO} --topology v5e:4x4 --program grpo",
+  "v6e44_rollout": f"{GRPO} --topology v6e:4x4 --program rollout",
+  "v6e44_grpo": f"{GRPO} --topology v6e:4x4 --program grpo",
+  "v5p224_rollout": f"{GRPO} --topology v5p:2x2x4 --program rollout",
+  "v5p224_grpo": f"{GRPO} --topology v5p:2x2x4 --program grpo",
 }
 """Name -> arguments of scripts.aot."""
 HEAD = (
-  "| topology | program | samples a chip | remat | GiB a chip | fits | MFU (overlapped / serial) | "
-  "network GB a step | compilation s | host GiB |\n"
+  "| topology | program | samples or prompts a chip | remat | GiB a chip | fits | "
+  "MFU (overlapped / serial) | network GB a step | compilation s | host GiB |\n"
   "|---|---|---|---|---|---|---|---|---|---|"
 )
 
@@ -55,7 +63,7 @@ class Args:
 
 def compile_row(name: str, file: Path) -> None:
   """Runs scripts.aot; raises ValueError with its last line where it fails."""
-  command = [sys.executable, "-m", "scripts.aot", "--config", RECIPE, *ROWS[name].split()]
+  command = [sys.executable, "-m", "scripts.aot", *ROWS[name].split()]
   done = subprocess.run(command, capture_output=True, text=True)
   if done.returncode:
     lines = done.stderr.strip().splitlines() or ["no message"]
@@ -70,12 +78,13 @@ def row(report: dict) -> str:
   memory, estimate = report["memory"], report["estimate"]
   mfu = estimate["estimated_mfu"]
   sent = sum(kind["gigabytes"] for kind in report["collectives"].values())
-  program = "full SFT" if report["trainable"] == "all" else "SFT"
+  names = {"sft": "full SFT" if report["trainable"] == "all" else "SFT", "grpo": "GRPO update"}
+  trains = report["program"] in names
   cells = [
     report["topology"],
-    program if report["program"] == "sft" else report["program"],
+    names.get(report["program"], report["program"]),
     f"{report['batch_per_chip']:g}",
-    report["remat"] if report["program"] == "sft" else "-",
+    report["remat"] if trains else "-",
     f"{memory['peak_gib']:.2f}",
     "yes" if memory["fits"] else "NO",
     f"{100 * mfu['overlapped']:.0f} % / {100 * mfu['serial']:.0f} %",
