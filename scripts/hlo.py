@@ -141,7 +141,10 @@ class Program:
     return counts
 
   def trip_count(self, loop: Instruction) -> int:
-    """Of a loop from 0 up to a constant: bound / step, both read from its two computations."""
+    """Of a loop from 0 up to a constant: bound / step, both read from its two computations.
+
+    A loop that may end earlier is taken to run to its bound.
+    """
     condition = self.computations[loop.attribute("condition").lstrip("%")]
     body = self.computations[loop.attribute("body").lstrip("%")]
     compare = condition.root
@@ -151,8 +154,10 @@ class Program:
     else:
       bounds = [_constant(condition, name) for name in compare.operands]
     bounds = [n for n in bounds if n is not None]
-    if not bounds:  # the fusion gets its bound from outside
-      bounds = [n for i in condition.instructions.values() if (n := _value(i)) is not None]
+    if not bounds:  # a fusion gets it from outside, or it is one condition of several
+      inside = [self.computations[c] for i in condition.instructions.values() for c in i.callees]
+      everything = [i for c in (condition, *inside) for i in c.instructions.values()]
+      bounds = [n for i in everything if (n := _value(i)) is not None]
     counters = [
       int(i.attribute("index"))
       for i in condition.instructions.values()

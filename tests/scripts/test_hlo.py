@@ -64,6 +64,16 @@ def test_a_loop_runs_bound_over_step_times(program):
   assert Program(TEXT.replace("constant(2)", "constant(1)")).runs["body"] == 8
 
 
+def test_a_loop_that_may_end_earlier_runs_to_its_bound():
+  early = TEXT.replace(
+    "  ROOT %less = pred[]{:T(512)} compare(%i, %bound), direction=LT",
+    "  %less = pred[]{:T(512)} compare(%i, %bound), direction=LT\n"
+    "  %more = pred[]{:T(512)} constant(true)\n"
+    "  ROOT %both = pred[]{:T(512)} and(%less, %more)",
+  )
+  assert Program(early).runs["body"] == 4
+
+
 def test_flops_of_a_matrix_product(program):
   computation, instruction, _ = find(program, "y")
   assert program.flops(computation, instruction) == 2 * 8 * 8 * 8
