@@ -19,12 +19,14 @@ from jaxtyping import Bool, Float, Int32, Key
 
 from vrt_jax.config import LoraConfig
 from vrt_jax.ops.sharding import FSDP_AXIS, ambient_mesh, constrain_batch, divides_weights
+from vrt_jax.ops.splash import RESIDUALS
 from vrt_jax.runtime import mesh_axes
 
 Axes = tuple[str | None, ...]
 M = TypeVar("M", bound=nnx.Module)
 
 GATHERED = "gathered_weights"
+KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
 
 
 class ShapeRngs(nnx.Rngs):
@@ -86,6 +88,16 @@ def with_whole_weights(module: M) -> M:
     return module
   graphdef, state = nnx.split(module)
   return nnx.merge(graphdef, whole_weights(state))
+
+
+def recomputed(body: Callable, *, in_scan: bool = True) -> Callable:
+  """`body`, the run of a block, computed again in a backward pass where weights are divided.
+
+  Otherwise its gathered weights would be kept; of its results attention kernels' alone are.
+  """
+  if not divides_weights():
+    return body
+  return jax.checkpoint(body, prevent_cse=not in_scan, policy=KEEP_ATTENTION)
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:

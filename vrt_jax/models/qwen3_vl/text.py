@@ -10,6 +10,7 @@ from jaxtyping import Float, Int32, Key
 from vrt_jax.config import LoraConfig, Remat, TextConfig
 from vrt_jax.models.layers import (
   GATHERED,
+  KEEP_ATTENTION,
   Dropout,
   Embedding,
   Linear,
@@ -24,17 +25,15 @@ from vrt_jax.ops.attention import AttentionMask, attention
 from vrt_jax.ops.group_attention import PackedMask, packed_attention
 from vrt_jax.ops.rope import apply_rope, mrope_cos_sin
 from vrt_jax.ops.sharding import constrain_batch, divides_weights, gathered
-from vrt_jax.ops.splash import RESIDUALS
 
 Rope = tuple[Array, Array]
 Mask = AttentionMask | PackedMask | None
 Cache = KVCache | GroupCache
-_KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
 REMAT_POLICIES = {
   "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
-  "full": _KEEP_ATTENTION,
+  "full": KEEP_ATTENTION,
   "linears": jax.checkpoint_policies.save_from_both_policies(
-    _KEEP_ATTENTION, jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    KEEP_ATTENTION, jax.checkpoint_policies.dots_with_no_batch_dims_saveable
   ),
 }
 """What `jax.checkpoint` keeps, by `OptimConfig.remat`; of attention only where it is a kernel."""

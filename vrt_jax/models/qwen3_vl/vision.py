@@ -15,6 +15,7 @@ from vrt_jax.models.layers import (
   Linear,
   gelu_exact,
   gelu_tanh,
+  recomputed,
   stack,
   whole_weights,
   with_whole_weights,
@@ -170,7 +171,7 @@ class VisionTower(nnx.Module):
       return (x, taps), None
 
     taps = jnp.zeros((num_taps, *x.shape), x.dtype)
-    (x, taps), _ = jax.lax.scan(body, (x, taps), (state, jnp.asarray(slots)))
+    (x, taps), _ = jax.lax.scan(recomputed(body), (x, taps), (state, jnp.asarray(slots)))
     return x, taps
 
   def _merge_taps(self, taps: Float[Array, "n B P D"]) -> Float[Array, "n B P/4 out"] | None:

@@ -15,8 +15,8 @@ from vrt_jax.models.layers import (
   Linear,
   gelu_exact,
   param,
+  recomputed,
   whole_weights,
-  with_whole_weights,
 )
 from vrt_jax.models.sam2.transformer import MLP
 from vrt_jax.ops.attention import attention
@@ -182,7 +182,12 @@ def run_blocks(blocks: list[MultiScaleBlock], x: Float[Array, "B Y X D"]) -> Arr
   """The blocks one after the other; a long run is a loop, which compiles each window size once."""
   if len(blocks) < MIN_SCANNED:
     for block in blocks:
-      x = with_whole_weights(block)(x)
+      graphdef, state = nnx.split(block)
+
+      def run(state: nnx.State, x: Array, graphdef: nnx.GraphDef = graphdef) -> Array:
+        return nnx.merge(graphdef, whole_weights(state))(x)
+
+      x = recomputed(run, in_scan=False)(state, x)
     return x
   kinds = {block.window: nnx.split(block)[0] for block in blocks}
   branches = [lambda state, x, g=g: nnx.merge(g, state)(x) for g in kinds.values()]
@@ -193,4 +198,4 @@ def run_blocks(blocks: list[MultiScaleBlock], x: Float[Array, "B Y X D"]) -> Arr
     state, kind = layer
     return jax.lax.switch(kind, branches, state, x), None
 
-  return jax.lax.scan(body, x, (whole_weights(stacked), order))[0]
+  return jax.lax.scan(recomputed(body), x, (whole_weights(stacked), order))[0]
