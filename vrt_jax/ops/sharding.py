@@ -58,13 +58,17 @@ def rows_per_device(size: int) -> int:
   return size // batch_parts(mesh)
 
 
-def constrain_batch(x: Array, axis: int = 0) -> Array:
-  """`x` with dimension `axis` divided over the mesh and the others whole on every device."""
+def constrain_batch(x: Array, axis: int = 0, *, others: object = None) -> Array:
+  """`x` with dimension `axis` divided over the mesh and the others whole on every device.
+
+  `others` may be PartitionSpec.UNCONSTRAINED, which leaves them to the compiler.
+  """
   mesh = ambient_mesh()
   if mesh is None:
     return x
-  spec = PartitionSpec(*[None] * axis, batch_axes(mesh, x.shape[axis]))
-  return jax.lax.with_sharding_constraint(x, spec)
+  spec = [others] * x.ndim
+  spec[axis] = batch_axes(mesh, x.shape[axis])
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 def gathered(x: Array, tensor_axis: int | None = None) -> Array:

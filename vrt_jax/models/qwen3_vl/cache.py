@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Bool, Float
 
 from vrt_jax.config import TextConfig
 from vrt_jax.ops.attention import AttentionMask, attention
 from vrt_jax.ops.group_attention import group_attention
+from vrt_jax.ops.sharding import constrain_batch
 
 
 @struct.dataclass
@@ -25,7 +27,7 @@ class KVCache:
   ) -> "KVCache":
     """An empty cache."""
     shape = (config.num_layers, batch_size, num_slots, config.num_kv_heads, config.head_dim)
-    return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    return cls(_empty(shape, dtype), _empty(shape, dtype))
 
   def write(
     self, layer: ArrayLike, slot: ArrayLike, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
@@ -65,7 +67,7 @@ class GroupCache:
   ) -> "GroupCache":
     """A cache with room for `num_slots` new tokens of each sample."""
     layers, b, _, heads, width = prompt.k.shape
-    empty = jnp.zeros((layers, b, group_size, num_slots, heads, width), prompt.k.dtype)
+    empty = _empty((layers, b, group_size, num_slots, heads, width), prompt.k.dtype)
     return cls(prompt, prompt_mask, empty, empty)
 
   def write(
@@ -85,6 +87,11 @@ class GroupCache:
     prompt = self.prompt.read(layer, q.dtype)
     slots = jnp.reshape(slot, 1)
     return group_attention(q[:, :, None], *prompt, self.prompt_mask, k, v, slots)[:, :, 0]
+
+
+def _empty(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+  """Zeros [L, B, ..] with the batch divided over the mesh: no device holds all rows' cache."""
+  return constrain_batch(jnp.zeros(shape, dtype), axis=1, others=PartitionSpec.UNCONSTRAINED)
 
 
 def _replace(cache: Array, new: Array, start: tuple[ArrayLike, ...]) -> Array:
