@@ -22,7 +22,7 @@ _OPCODE = re.compile(r"(?:^|[\s)}\]])([a-z][\w\-]*)\(")
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$")
 _NO_TRAFFIC = (
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
-  "after-all", "partition-id", "opt-barrier",
+  "after-all", "partition-id", "opt-barrier", "async-start", "async-update",
 )  # fmt: skip
 
 
@@ -118,6 +118,12 @@ class Program:
         current = None
       elif current is not None and (instruction := parse_instruction(line)):
         current.instructions[instruction.name] = instruction
+    for computation in self.computations.values():
+      for instruction in computation.instructions.values():
+        if instruction.opcode == "async-start":
+          wrapped = self.computations[instruction.callees[0]].root.opcode
+          if wrapped in ("slice", "copy"):
+            instruction.opcode = f"{wrapped}-start"
 
   @cached_property
   def runs(self) -> dict[str, float]:
@@ -202,6 +208,10 @@ class Program:
       return 0.0
     if instruction.opcode == "fusion":
       return self._fusion_bytes(computation, instruction)
+    if instruction.opcode in ("copy-start", "slice-start"):  # (to, from, ..), ((from), to, ..)
+      ends = instruction.types[:2]
+      moved = ends[0 if instruction.opcode == "copy-start" else 1].nbytes
+      return float(moved * sum(end.in_hbm for end in ends))
     written = sum(t.nbytes for t in instruction.types if t.in_hbm)
     if instruction.opcode in ("dynamic-slice", "slice", "gather"):
       return 2.0 * written

@@ -198,3 +198,29 @@ def test_a_result_that_is_updated_in_place_counts_the_update_alone():
   program = Program(FUSED)
   computation, instruction, _ = find(program, "keep")
   assert program.hbm_bytes(computation, instruction) == 2 * MATRIX  # the update and the second
+
+
+PREFETCHED = """
+%take (p.5: s8[4096]) -> s8[1024] {
+  %p.5 = s8[4096]{0:T(1024)} parameter(0)
+  ROOT %slice.5 = s8[1024]{0:T(1024)S(1)} slice(%p.5), slice={[0:1024]}
+}
+
+ENTRY %main (w: s8[4096], x: f32[8,8]) -> f32[8,8] {
+  %w = s8[4096]{0:T(1024)} parameter(0)
+  %x = f32[8,8]{1,0:T(8,128)} parameter(1)
+  %slice-start.1 = ((s8[4096]{0:T(1024)}), s8[1024]{0:T(1024)S(1)}, s32[]{:S(2)}) async-start(%w), calls=%take
+  %slice-done.1 = s8[1024]{0:T(1024)S(1)} async-done(%slice-start.1)
+  %copy-start.1 = (f32[8,8]{1,0:T(8,128)S(1)}, f32[8,8]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x)
+  ROOT %copy-done.1 = f32[8,8]{1,0:T(8,128)S(1)} copy-done(%copy-start.1)
+}
+"""  # noqa: E501
+
+
+def test_prefetches_are_known_and_move_their_slice_once():
+  program = Program(PREFETCHED)
+  computation, instruction, _ = find(program, "slice-start.1")
+  assert instruction.opcode == "slice-start"
+  assert program.hbm_bytes(computation, instruction) == 1024
+  computation, instruction, _ = find(program, "copy-start.1")
+  assert program.hbm_bytes(computation, instruction) == MATRIX
