@@ -20,6 +20,7 @@ from vrt_jax.train.grpo_step import make_grpo_step
 from vrt_jax.train.optim import make_optimizer, trainable_filter
 from vrt_jax.train.sft_step import make_sft_step
 from vrt_jax.train.state import Frozen, TrainState
+from vrt_jax.train.update import Step
 from vrt_jax.types import Batch, Targets, TextInputs, VisionInputs
 
 IDS = TokenIds(seg=0, end=0, pad=0, forbidden=())
@@ -130,14 +131,23 @@ def lower_sft(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, in
   )
   data = Batch(vision=vision, text=text, grounding_image=grounding, targets=targets)
   step = make_sft_step(make_optimizer(config.optim), config.optim, config.sft, state)
-  key = _whole(jax.eval_shape(lambda: jax.random.key(0)), mesh)
+  return _lowered_step(step, state, frozen, data, mesh)
+
+
+def _lowered_step(
+  step: Step, state: TrainState, frozen: Frozen, data: Batch | GrpoBatch, mesh: Mesh
+) -> Lowered:
   parts = {
     "frozen parameters": frozen.params,
     "trained parameters": state.trainable,
     "optimizer": state.opt_state,
     "batch": data,
   }
-  return Lowered(step.lower(state, frozen, data, key), parts)
+  return Lowered(step.lower(state, frozen, data, _key(mesh)), parts)
+
+
+def _key(mesh: Mesh) -> jax.ShapeDtypeStruct:
+  return _whole(jax.eval_shape(lambda: jax.random.key(0)), mesh)
 
 
 def _prompts(
@@ -169,19 +179,19 @@ def lower_rollout(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int
   state, frozen = training_state(config, mesh)
   prompts = _prompts(config, mesh, batch, bucket)
   rollout = make_rollout(config.grpo, IDS, mesh.abstract_mesh)
-  key = _whole(jax.eval_shape(lambda: jax.random.key(0)), mesh)
   parts = {
     "frozen parameters": frozen.params,
     "trained parameters": state.trainable,
     "batch": prompts,
   }
-  return Lowered(rollout.lower(state.trainable, frozen, prompts, key), parts)
+  return Lowered(rollout.lower(state.trainable, frozen, prompts, _key(mesh)), parts)
 
 
-def grpo_batch(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]) -> GrpoBatch:
+def grpo_batch(
+  config: TrainConfig, mesh: Mesh, prompts: GenerationInputs, state: TrainState, frozen: Frozen
+) -> GrpoBatch:
   """An update's input: the rollout's output, its prompts, and what rewards make of it."""
-  state, frozen = training_state(config, mesh)
-  prompts = _prompts(config, mesh, batch, bucket)
+  batch = prompts.rope_deltas.shape[0]
   rollout = make_rollout(config.grpo, IDS, mesh.abstract_mesh)
   out = jax.eval_shape(rollout, state.trainable, frozen, prompts, jax.random.key(0))
   grpo, side = config.grpo, config.model.sam2.mask_size
@@ -209,17 +219,11 @@ def grpo_batch(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, i
 def lower_grpo(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]) -> Lowered:
   """The GRPO update on `batch` prompts and their groups."""
   state, frozen = training_state(config, mesh)
-  data = grpo_batch(config, mesh, batch, bucket)
+  prompts = _prompts(config, mesh, batch, bucket)
+  data = grpo_batch(config, mesh, prompts, state, frozen)
   optimizer = make_optimizer(config.optim)
   step = make_grpo_step(optimizer, config.optim, config.grpo, config.sft, state)
-  key = _whole(jax.eval_shape(lambda: jax.random.key(0)), mesh)
-  parts = {
-    "frozen parameters": frozen.params,
-    "trained parameters": state.trainable,
-    "optimizer": state.opt_state,
-    "batch": data,
-  }
-  return Lowered(step.lower(state, frozen, data, key), parts)
+  return _lowered_step(step, state, frozen, data, mesh)
 
 
 PROGRAMS = {

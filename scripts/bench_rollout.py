@@ -19,7 +19,6 @@ from vrt_jax.config import GrpoConfig, ImageConfig, ModelConfig, TextConfig, Vis
 
 POSITION_SIDE = 24
 QUESTION = "Which of the things on the table could open the door, and where does it lie?"
-BUCKET_STEP = 64
 
 
 @dataclass(frozen=True)
@@ -145,12 +144,11 @@ def our_rollout(
 
   from vrt_jax.data.transforms import pad_inputs
   from vrt_jax.generate.decode import GenerationInputs, TokenIds
+  from vrt_jax.generate.predictor import rounded_bucket
   from vrt_jax.rl.rollout import make_rollout
   from vrt_jax.train.state import Frozen
 
-  bucket = tuple(
-    -(-len(x) // BUCKET_STEP) * BUCKET_STEP for x in (prompt.input_ids, prompt.patches)
-  )
+  bucket = rounded_bucket(prompt)
   text, vision, deltas = pad_inputs([prompt], bucket, tokenizer, image, POSITION_SIDE)
   inputs = jax.device_put(GenerationInputs(text, vision, deltas, prompt.grounding_image[None]))
   never = -1  # no token ends a sample

@@ -82,7 +82,7 @@ class Args:
 
 def settings_of(args: Args) -> dict:
   """What the rewards depend on, as it reads back from JSON."""
-  named = dataclasses.asdict(dataclasses.replace(args, out=Path(), top=0))
+  named = dataclasses.asdict(args)
   return json.loads(json.dumps({k: v for k, v in named.items() if k not in ("out", "top")}))
 
 

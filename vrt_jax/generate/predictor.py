@@ -187,4 +187,9 @@ def prompt_bucket(loaded: Loaded, request: Request, thinking: bool) -> tuple[int
   """The (tokens, patches) that hold one request, rounded up so that few programs are compiled."""
   user_text = evaluation_user_text(request.question, thinking)
   prompt, _ = make_prompt(request.image, user_text, loaded.tokenizer, loaded.image, inference=True)
+  return rounded_bucket(prompt)
+
+
+def rounded_bucket(prompt: Prompt) -> tuple[int, int]:
+  """The smallest (tokens, patches) that are multiples of `BUCKET_STEP` and hold a prompt."""
   return tuple(-(-len(x) // BUCKET_STEP) * BUCKET_STEP for x in (prompt.input_ids, prompt.patches))

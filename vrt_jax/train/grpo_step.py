@@ -1,8 +1,6 @@
 """One update of GRPO: the policy's objective on completions, mask losses on the best samples."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,6 @@ from vrt_jax.losses.grpo import clipped_tokens, grpo_loss, kl_divergence
 from vrt_jax.losses.mask import mask_losses, merged_masks
 from vrt_jax.models.lora import without_lora
 from vrt_jax.models.sa2va import Sa2VA
-from vrt_jax.ops.sharding import on_mesh
 from vrt_jax.rl.policy import (
   CompletionStates,
   GrpoBatch,
@@ -27,7 +24,7 @@ from vrt_jax.rl.policy import (
   seg_states,
 )
 from vrt_jax.train.state import Frozen, TrainState
-from vrt_jax.train.update import Metrics, accumulate, apply_update
+from vrt_jax.train.update import Metrics, Step, accumulate, make_step
 
 GAP = "rollout/logprob_gap"
 
@@ -165,13 +162,12 @@ def make_grpo_step(
   grpo: GrpoConfig,
   losses: SftLossConfig,
   like: TrainState,
-) -> Callable[[TrainState, Frozen, GrpoBatch, Array], tuple[TrainState, Metrics]]:
-  """The jitted update: (state, frozen, batch, key) -> (state, metrics).
+) -> Step[GrpoBatch]:
+  """The jitted update: (state, frozen, batch, key) -> (state, metrics), see `update.make_step`.
 
-  Several updates of a rollout are several calls. `state` is donated; the new one is placed on the
-  devices like the state `like`. Where loss or gradient is not finite the step is skipped, see
-  `update.keep_if_finite`. LoRA dropout is off, as in the rollout, so that at first both compute the
-  same probabilities; `rollout/logprob_gap` is the largest difference over all tokens.
+  Several updates of a rollout are several calls. LoRA dropout is off, as in the rollout, so that at
+  first both compute the same probabilities; `rollout/logprob_gap` is the largest difference over
+  all tokens.
 
   Raises:
     ValueError: optim.trainable is "all"; features of pictures come from the rollout, so the vision
@@ -179,18 +175,10 @@ def make_grpo_step(
   """
   if optim.trainable == "all":
     raise ValueError('optim.trainable is "all", which GRPO cannot train: "language" or "adapters"')
-  placement = jax.tree.map(lambda x: x.sharding, like)
-  mesh = like.step.sharding.mesh.abstract_mesh
 
-  @partial(jax.jit, donate_argnums=0, out_shardings=(placement, like.step.sharding))
-  def grpo_step(
+  def gradients(
     state: TrainState, frozen: Frozen, batch: GrpoBatch, key: Array
-  ) -> tuple[TrainState, Metrics]:
-    key = jax.random.fold_in(key, state.step)
-    with on_mesh(mesh):
-      grads, metrics = grpo_gradients(state, frozen, batch, key, optim, grpo, losses)
-    state, grad_norm = apply_update(optimizer, state, grads, metrics["loss"])
-    metrics |= {"grad_norm": grad_norm, "skipped_steps": state.skipped.astype(jnp.float32)}
-    return state, metrics
+  ) -> tuple[nnx.State, Metrics]:
+    return grpo_gradients(state, frozen, batch, key, optim, grpo, losses)
 
-  return grpo_step
+  return make_step(optimizer, gradients, like)

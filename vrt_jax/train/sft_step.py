@@ -1,8 +1,5 @@
 """One SFT update: text cross-entropy plus mask losses on every sample's [SEG]."""
 
-from collections.abc import Callable
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,9 +9,8 @@ from jax import Array
 from vrt_jax.config import OptimConfig, Remat, SftLossConfig
 from vrt_jax.losses.mask import mask_losses
 from vrt_jax.losses.token import cross_entropy
-from vrt_jax.ops.sharding import on_mesh
 from vrt_jax.train.state import Frozen, TrainState
-from vrt_jax.train.update import Metrics, accumulate, apply_update
+from vrt_jax.train.update import Metrics, Step, accumulate, make_step
 from vrt_jax.types import IGNORE_INDEX, Batch
 
 
@@ -79,28 +75,13 @@ def make_sft_step(
   optim: OptimConfig,
   loss: SftLossConfig,
   like: TrainState,
-) -> Callable[[TrainState, Frozen, Batch, Array], tuple[TrainState, Metrics]]:
-  """The jitted step: (state, frozen, batch, key) -> (state, metrics).
+) -> Step[Batch]:
+  """The jitted step: (state, frozen, batch, key) -> (state, metrics), see `update.make_step`."""
 
-  `state` is donated; the new one is placed on the devices like the state `like`. Where loss or
-  gradient is not finite the step is skipped, see `update.keep_if_finite`.
-  """
-  placement = jax.tree.map(lambda x: x.sharding, like)
-  mesh = like.step.sharding.mesh.abstract_mesh
-
-  @partial(jax.jit, donate_argnums=0, out_shardings=(placement, like.step.sharding))
-  def sft_step(
+  def gradients(
     state: TrainState, frozen: Frozen, batch: Batch, key: Array
-  ) -> tuple[TrainState, Metrics]:
-    key = jax.random.fold_in(key, state.step)
-    with on_mesh(mesh):
-      grads, metrics = sft_gradients(state, frozen, batch, key, optim, loss)
-    state, grad_norm = apply_update(optimizer, state, grads, metrics["loss"])
-    metrics |= {
-      "grad_norm": grad_norm,
-      "tokens": jnp.sum(batch.text.token_mask).astype(jnp.float32),
-      "skipped_steps": state.skipped.astype(jnp.float32),
-    }
-    return state, metrics
+  ) -> tuple[nnx.State, Metrics]:
+    grads, metrics = sft_gradients(state, frozen, batch, key, optim, loss)
+    return grads, metrics | {"tokens": jnp.sum(batch.text.token_mask).astype(jnp.float32)}
 
-  return sft_step
+  return make_step(optimizer, gradients, like)

@@ -1,6 +1,7 @@
 """What every training step does: gradients in parts, the optimiser, steps that are skipped."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -9,11 +10,14 @@ import optax
 from flax import nnx
 from jax import Array
 
-from vrt_jax.train.state import TrainState
+from vrt_jax.ops.sharding import on_mesh
+from vrt_jax.train.state import Frozen, TrainState
 from vrt_jax.types import TextInputs
 
 T = TypeVar("T")
 Metrics = dict[str, Array]
+Gradients = Callable[[TrainState, Frozen, T, Array], tuple[nnx.State, Metrics]]
+Step = Callable[[TrainState, Frozen, T, Array], tuple[TrainState, Metrics]]
 
 
 def split_batch(batch: T, parts: int) -> T:
@@ -56,6 +60,30 @@ def accumulate(
 
   zeros = jax.tree.map(jnp.zeros_like, trainable)
   return jax.lax.scan(add, zeros, (split_batch(batch, parts), jax.random.split(key, parts)))
+
+
+def make_step(
+  optimizer: optax.GradientTransformation, gradients: Gradients[T], like: TrainState
+) -> Step[T]:
+  """The jitted step of a kind of training: (state, frozen, batch, key) -> (state, metrics).
+
+  `gradients` gives gradients and metrics, "loss" among them, of a batch and the step's own key.
+  `state` is donated; the new one is placed on the devices like the state `like`. Where loss or
+  gradient is not finite the step is skipped, see `keep_if_finite`.
+  """
+  placement = jax.tree.map(lambda x: x.sharding, like)
+  mesh = like.step.sharding.mesh.abstract_mesh
+
+  @partial(jax.jit, donate_argnums=0, out_shardings=(placement, like.step.sharding))
+  def step(state: TrainState, frozen: Frozen, batch: T, key: Array) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(key, state.step)
+    with on_mesh(mesh):
+      grads, metrics = gradients(state, frozen, batch, key)
+    state, grad_norm = apply_update(optimizer, state, grads, metrics["loss"])
+    metrics |= {"grad_norm": grad_norm, "skipped_steps": state.skipped.astype(jnp.float32)}
+    return state, metrics
+
+  return step
 
 
 def apply_update(

@@ -26,8 +26,6 @@ from vrt_jax.ops.sharding import constrain_batch
 NORM_EPS = 1e-6
 PATCH_STRIDE = 4
 PATCH_KERNEL = 7
-MIN_SCANNED = 2
-"""Blocks of equal width from which on they are a loop."""
 
 
 def max_pool_2x2(x: Float[Array, "B Y X D"]) -> Float[Array, "B Y/2 X/2 D"]:
@@ -179,16 +177,14 @@ def _runs(pools: list[bool]) -> tuple[tuple[int, int], ...]:
 
 
 def run_blocks(blocks: list[MultiScaleBlock], x: Float[Array, "B Y X D"]) -> Array:
-  """The blocks one after the other; a long run is a loop, which compiles each window size once."""
-  if len(blocks) < MIN_SCANNED:
-    for block in blocks:
-      graphdef, state = nnx.split(block)
+  """The blocks one after the other; several are a loop, which compiles each window size once."""
+  if len(blocks) == 1:
+    graphdef, state = nnx.split(blocks[0])
 
-      def run(state: nnx.State, x: Array, graphdef: nnx.GraphDef = graphdef) -> Array:
-        return nnx.merge(graphdef, whole_weights(state))(x)
+    def run(state: nnx.State, x: Array) -> Array:
+      return nnx.merge(graphdef, whole_weights(state))(x)
 
-      x = recomputed(run, in_scan=False)(state, x)
-    return x
+    return recomputed(run, in_scan=False)(state, x)
   kinds = {block.window: nnx.split(block)[0] for block in blocks}
   branches = [lambda state, x, g=g: nnx.merge(g, state)(x) for g in kinds.values()]
   order = jnp.asarray([list(kinds).index(block.window) for block in blocks])
