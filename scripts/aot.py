@@ -10,6 +10,7 @@ extra [aot] (libtpu). Recipe fields follow "--": `-- --optim.remat linears --mes
 """
 
 import json
+import math
 import os
 import resource
 import sys
@@ -71,6 +72,7 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
     args.hlo.write_text(text)
   program = Program(text)
   flops = _model_flops(args.program, config, bucket)
+  text_pairs = _text_pairs(args.program, config, bucket[0])
   moved = aot_report.collectives(program)
   per_chip = flops.total * batch / mesh.size
   return {
@@ -88,7 +90,7 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
     ),
     "model_tflops_a_sample": {k: round(v / 1e12, 3) for k, v in flops.parts.items()},
     "collectives": moved,
-    "estimate": aot_report.roofline(program, chip, per_chip, moved),
+    "estimate": aot_report.roofline(program, chip, per_chip, moved, text_pairs),
     "compile_seconds": round(seconds, 1),
     "host_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
   }
@@ -110,6 +112,15 @@ def _model_flops(program: str, config: TrainConfig, bucket: tuple[int, int]):
   if program == "rollout":
     return model_flops.rollout_flops(model, grpo, *bucket)
   return model_flops.grpo_flops(model, grpo, bucket[0], trainable == "adapters")
+
+
+def _text_pairs(program: str, config: TrainConfig, tokens: int) -> float:
+  from scripts import model_flops
+
+  completions = (0, 0)
+  if program == "grpo":
+    completions = (config.grpo.group_size, config.grpo.max_new_tokens)
+  return model_flops.group_pairs(tokens, *completions) / (tokens + math.prod(completions)) ** 2
 
 
 def main() -> None:

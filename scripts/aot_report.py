@@ -131,8 +131,11 @@ def group_size(text: str) -> int:
   return 1
 
 
-def kernel_flops(instruction: Instruction) -> float:
-  """Of an attention kernel; forward takes two products, backward, all in one kernel, five."""
+def kernel_flops(instruction: Instruction, text_pairs: float) -> float:
+  """Of an attention kernel; forward takes two products, backward, all in one kernel, five.
+
+  `text_pairs`: of all pairs of two text tokens, the part that the text's mask lets through.
+  """
   if 'custom_call_target="tpu_custom_call"' not in instruction.text:
     return 0.0
   found = re.search(r"operand_layout_constraints=\{(.*)", instruction.text)
@@ -145,20 +148,25 @@ def kernel_flops(instruction: Instruction) -> float:
     return 0.0
   q, k = shapes[0], shapes[1]
   products = 5 if "dkv" in instruction.name else 2
-  share = 0.5 if q[-3] != k[-3] else 1.0  # grouped heads: the text decoder, which is causal
+  share = text_pairs if q[-3] != k[-3] else 1.0  # only the text decoder has grouped heads
   return share * products * 2.0 * math.prod(q) * k[-2]
 
 
 def roofline(
-  program: Program, chip: Chip, model_flops: float, moved: Mapping[str, Mapping[str, float]]
+  program: Program,
+  chip: Chip,
+  model_flops: float,
+  moved: Mapping[str, Mapping[str, float]],
+  text_pairs: float,
 ) -> dict:
   """An estimate of the step from published peaks: each operation at the slower of its two bounds.
 
   `overlapped`: collectives and copies run beside the operations; `serial`: after them.
+  `text_pairs`: see `kernel_flops`.
   """
   busy = flops = hbm = 0.0
   for computation, instruction, times in program.scheduled():
-    work = program.flops(computation, instruction) + kernel_flops(instruction)
+    work = program.flops(computation, instruction) + kernel_flops(instruction, text_pairs)
     traffic = program.hbm_bytes(computation, instruction)
     flops, hbm = flops + work * times, hbm + traffic * times
     kind = instruction.opcode.removesuffix("-start").removesuffix("-done")

@@ -3,12 +3,14 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 from scripts import aot, aot_programs, aot_table
 from tests import tiny
 from tests.rl import group_case as case
 from vrt_jax.config import MeshConfig
+from vrt_jax.ops.splash import PackedBlocks
 from vrt_jax.runtime import make_mesh, put_batch
 from vrt_jax.train.optim import make_optimizer, trainable_filter
 from vrt_jax.train.state import create_state
@@ -70,6 +72,16 @@ def test_the_update_of_a_group_takes_what_rollout_and_rewards_give():
 def test_every_program_has_a_bucket_and_flops(program):
   bucket = aot._first_bucket(program, CONFIG)
   assert aot._model_flops(program, CONFIG, bucket).total > 0
+
+
+def test_pairs_of_tokens_are_those_of_the_attention_masks():
+  prompt, group, run = 6, 3, 4
+  grpo = dataclasses.replace(CONFIG.grpo, group_size=group, max_new_tokens=run)
+  config = dataclasses.replace(CONFIG, grpo=grpo)
+  tokens = prompt + group * run
+  mask = PackedBlocks((tokens, tokens), prompt, run)[slice(None), slice(None)]
+  assert aot._text_pairs("grpo", config, prompt) == mask.mean()
+  assert aot._text_pairs("sft", config, prompt) == np.tri(prompt).mean()
 
 
 def test_bad_topologies(tmp_path):

@@ -124,17 +124,17 @@ def test_kernel_flops():
     f"  %splash_mha_fwd.1 = bf16[16,256,64] custom-call(%q, %k, %v), "
     f'custom_call_target="tpu_custom_call", operand_layout_constraints={{{shapes}}}'
   )
-  assert kernel_flops(parse_instruction(line)) == 4 * 16 * 256 * 512 * 64
+  assert kernel_flops(parse_instruction(line), 0.25) == 4 * 16 * 256 * 512 * 64
   backward = parse_instruction(line.replace("mha_fwd", "mha_dkv"))
-  assert kernel_flops(backward) == 10 * 16 * 256 * 512 * 64
+  assert kernel_flops(backward, 0.25) == 10 * 16 * 256 * 512 * 64
   grouped = parse_instruction(line.replace("bf16[16,512,64]", "bf16[4,512,64]"))
-  assert kernel_flops(grouped) == 2 * 16 * 256 * 512 * 64
+  assert kernel_flops(grouped, 0.25) == 0.25 * 4 * 16 * 256 * 512 * 64
 
 
 def test_roofline_takes_the_slower_bound(program):
   chip = CHIPS["v5e"]
   moved = collectives(program)
-  found = roofline(program, chip, 1e12, moved)
+  found = roofline(program, chip, 1e12, moved, 0.5)
   assert found["executed_tflops"] == round(4 * 1024 / 1e12, 2)
   assert found["estimated_seconds"]["serial"] >= found["estimated_seconds"]["overlapped"]
 
