@@ -19,6 +19,9 @@ from vrt_jax.models.sam2.prompt_encoder import PromptEncoder
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 TRUNK_STRIDE = 32
+STABILITY_DELTA = 0.05
+STABLE = 0.98
+"""Least share of the pixels above -STABILITY_DELTA that are above STABILITY_DELTA as well."""
 
 
 @struct.dataclass
@@ -33,7 +36,7 @@ class ImageFeatures:
 
 @struct.dataclass
 class MaskOutput:
-  """One mask an object: the multimask output with the best predicted IoU."""
+  """One mask an object."""
 
   low_res_masks: Float[Array, "B M Y4 X4"]
   """Logits of stride 4, float32."""
@@ -71,6 +74,25 @@ def _check(config: Sam2Config) -> None:
 def normalize_image(image: UInt8[Array, "B Y X 3"]) -> Float[Array, "B Y X 3"]:
   """RGB bytes to ImageNet's mean 0 and standard deviation 1, float32."""
   return (image.astype(jnp.float32) / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
+
+
+def stability(mask_logits: Float[Array, "*B Y X"]) -> Float[Array, "*B"]:
+  """How sure a mask is of its edge: IoU of it cut above and below zero by STABILITY_DELTA.
+
+  An empty mask is stable (1).
+  """
+  inner = jnp.sum(mask_logits > STABILITY_DELTA, axis=(-2, -1))
+  outer = jnp.sum(mask_logits > -STABILITY_DELTA, axis=(-2, -1))
+  return jnp.where(outer > 0, inner / jnp.maximum(outer, 1), 1.0)
+
+
+def _best_multimask(out: DecodedTokens) -> tuple[Float[Array, "B M D0"], Float[Array, "B M"]]:
+  """(mask vector, predicted IoU) of the multimask output whose predicted IoU is best."""
+  iou_pred = out.iou_pred[:, :, 1:]
+  best = jax.nn.one_hot(jnp.argmax(iou_pred, axis=-1), iou_pred.shape[-1])  # [B, M, K - 1]
+  chosen = best.astype(out.mask_vectors.dtype)
+  vector = jnp.einsum("bmk,bmkd->bmd", chosen, out.mask_vectors[:, :, 1:])
+  return vector, jnp.sum(best * iou_pred, axis=-1)
 
 
 class Sam2(nnx.Module):
@@ -137,18 +159,34 @@ class Sam2(nnx.Module):
   def decode_masks(
     self, features: ImageFeatures, language_embeddings: Float[Array, "B M D"]
   ) -> MaskOutput:
-    """One mask a language embedding; the objects of an image share its features.
+    """One mask a language embedding: the multimask output with the best predicted IoU.
 
-    Only the chosen mask is drawn, and gradients flow through it alone, not through the choice.
+    The objects of an image share its features. Only the chosen mask is drawn, and gradients flow
+    through it alone, not through the choice.
     """
     out = self._decode(features, self.language_prompt(language_embeddings), None)
-    iou_pred = out.iou_pred[:, :, 1:]
-    best = jax.nn.one_hot(jnp.argmax(iou_pred, axis=-1), iou_pred.shape[-1])  # [B, M, K - 1]
-    chosen = best.astype(out.mask_vectors.dtype)
-    vector = jnp.einsum("bmk,bmkd->bmd", chosen, out.mask_vectors[:, :, 1:])
+    vector, iou_pred = _best_multimask(out)
     masks = draw_masks(vector[:, :, None], out.pixels, self.feature_size)
     return MaskOutput(
       low_res_masks=masks[:, :, 0],
-      iou_pred=jnp.sum(best * iou_pred, axis=-1),
+      iou_pred=iou_pred,
+      object_score_logits=out.object_score_logits,
+    )
+
+  def decode_boxes(self, features: ImageFeatures, boxes: Float[Array, "B M 4"]) -> MaskOutput:
+    """One mask a box (x0, y0, x1, y1 in pixels of the square input image).
+
+    Mask 0, or, where it is not stable, the multimask output with the best predicted IoU: what
+    SAM2ImagePredictor.predict(box=.., multimask_output=False) chooses in a model of build_sam2
+    (MaskDecoder, dynamic_multimask_via_stability).
+    """
+    out = self._decode(features, self.prompt_encoder.embed_boxes(boxes), None)
+    best, best_iou = _best_multimask(out)
+    vectors = jnp.stack([out.mask_vectors[:, :, 0], best], axis=2)
+    masks = draw_masks(vectors, out.pixels, self.feature_size)
+    stable = stability(masks[:, :, 0]) >= STABLE
+    return MaskOutput(
+      low_res_masks=jnp.where(stable[..., None, None], masks[:, :, 0], masks[:, :, 1]),
+      iou_pred=jnp.where(stable, out.iou_pred[:, :, 0], best_iou),
       object_score_logits=out.object_score_logits,
     )
