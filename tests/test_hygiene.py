@@ -212,6 +212,7 @@ def test_import_does_not_start_jax(module):
     "CONTRIBUTING.md",
     "docs/conversion.md",
     "docs/data.md",
+    "docs/evaluation.md",
     "docs/parity.md",
     "docs/pods.md",
     "docs/rl.md",
