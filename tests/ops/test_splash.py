@@ -17,6 +17,8 @@ def arrays(t: int, s: int, h: int) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def test_blocks_divide():
   assert [block_of(n) for n in (128, 2560, 6272, 4096)] == [128, 640, 896, 1024]
+  assert [block_of(n, 512) for n in (128, 2560, 6144)] == [128, 512, 512]
+  assert [kernel_length(n, 512) for n in (5920, 6272)] == [6144, 6656]
 
 
 def test_padded_lengths_have_large_blocks():

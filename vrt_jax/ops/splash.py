@@ -24,18 +24,18 @@ RESIDUALS = "attention"
 """Name of what the backward pass needs, for rematerialisation policies."""
 
 
-def block_of(length: int) -> int:
-  """The largest multiple of 128 up to 1024 that divides `length`, itself a multiple of 128."""
-  return max(b for b in range(LANES, MAX_BLOCK + 1, LANES) if length % b == 0)
+def block_of(length: int, largest: int = MAX_BLOCK) -> int:
+  """The largest multiple of 128 up to `largest` that divides `length`, itself a multiple of 128."""
+  return max(b for b in range(LANES, largest + 1, LANES) if length % b == 0)
 
 
-def kernel_length(length: int) -> int:
+def kernel_length(length: int, largest: int = MAX_BLOCK) -> int:
   """The length to which one is padded: the next multiple of 128 with blocks of `MIN_BLOCK`.
 
-  5920 would make 47 blocks of 128; 6144 makes 6 of 1024.
+  5920 would make 47 blocks of 128; 6144 makes 6 of 1024 or, where 512 is the `largest`, 12 of 512.
   """
   length += -length % LANES
-  while block_of(length) < min(length, MIN_BLOCK):
+  while block_of(length, largest) < min(length, MIN_BLOCK):
     length += LANES
   return length
 
@@ -71,7 +71,8 @@ def packed_splash(
 ) -> Float[Array, "B T N H"]:
   """Attention in packed sequences (`ops.group_attention.PackedMask`) in one kernel call.
 
-  Blocks between different completions are skipped.
+  Blocks between different completions are skipped. Blocks are small, since masks of those at the
+  borders are kept in fast memory too.
   """
   prompt = prompt_mask.shape[1]
   run = (q.shape[1] - prompt) // group_size
@@ -79,7 +80,7 @@ def packed_splash(
     prompt_mask.astype(jnp.int32), ((0, 0), (0, group_size * run)), constant_values=1
   )
   kind = partial(PackedBlocks, prompt=prompt, run=run)
-  return _splash(q, k, v, segments, segments, kind, interpret)
+  return _splash(q, k, v, segments, segments, kind, interpret, MIN_BLOCK)
 
 
 @dataclass(frozen=True)
@@ -110,16 +111,17 @@ def _splash(
   kv_segments: Array,
   kind: Callable[[tuple[int, int]], splash_attention.Mask],
   interpret: bool,
+  largest_block: int = MAX_BLOCK,
 ) -> Array:
   t, s = q.shape[1], k.shape[1]
   q, k, v = ((x * f).swapaxes(1, 2) for x, f in ((q, q.shape[-1] ** -0.5), (k, 1), (v, 1)))
-  more_q, more_kv = kernel_length(t) - t, kernel_length(s) - s
+  more_q, more_kv = (kernel_length(n, largest_block) - n for n in (t, s))
   q, q_segments = _padded(q, q_segments, more_q)
   k, kv_segments = _padded(k, kv_segments, more_kv)
   v = jnp.pad(v, ((0, 0), (0, 0), (0, more_kv), (0, 0)))
 
   def local(q: Array, k: Array, v: Array, q_segments: Array, kv_segments: Array) -> Array:
-    kernel = _kernel(q.shape[1], kind((q.shape[2], k.shape[2])), interpret)
+    kernel = _kernel(q.shape[1], kind((q.shape[2], k.shape[2])), interpret, largest_block)
     segments = splash_attention.SegmentIds(q_segments, kv_segments)
     return jax.vmap(kernel)(q, k, v, segments)
 
@@ -146,9 +148,9 @@ def _padded(x: Array, segments: Array, pad: int) -> tuple[Array, Array]:
   )
 
 
-def _kernel(num_heads: int, head_mask: splash_attention.Mask, interpret: bool):
+def _kernel(num_heads: int, head_mask: splash_attention.Mask, interpret: bool, largest_block: int):
   mask = splash_attention.MultiHeadMask([head_mask] * num_heads)
-  q, kv = map(block_of, head_mask.shape)
+  q, kv = (block_of(length, largest_block) for length in head_mask.shape)
   sizes = splash_attention.BlockSizes(
     block_q=q,
     block_kv=kv,
