@@ -10,7 +10,6 @@ on from it), `predictions.jsonl` for eval.score, `usage.json`, `ver_evaluation_r
 """
 
 import asyncio
-import hashlib
 import json
 import statistics
 import sys
@@ -25,14 +24,15 @@ from eval.api.client import ApiKey, ChatClient, check_base_url
 from eval.api.prediction import predict
 from eval.api.questions import Prices, ask_all, totals
 from eval.api.request import RequestSettings, parse_extra
-from eval.api.responses import Response, ResponseLog, write_whole
+from eval.api.responses import Response, ResponseLog
 from eval.box_masks import BoxSegmenter
 from eval.boxes import BoxFormat, find_boxes
 from eval.report import write_report
 from vrt_jax import cli
 from vrt_jax.data.records import EvalRecord
-from vrt_jax.data.sources import eval_source
-from vrt_jax.evaluate import headline, sample_result
+from vrt_jax.data.sources import eval_records
+from vrt_jax.evaluate import headline, sample_result, short_hash
+from vrt_jax.files import write_whole
 from vrt_jax.metrics import score_samples, write_results
 from vrt_jax.model_directory import SHIPPED
 
@@ -158,8 +158,7 @@ def check_args(args: Args) -> None:
 
 def read_records(args: Args) -> list[EvalRecord]:
   """The records that are asked about; raises ValueError where a key is there twice."""
-  source = eval_source(args.data)
-  records = [source[i] for i in range(min(args.num_samples or len(source), len(source)))]
+  records = eval_records(args.data, args.num_samples)
   seen = set()
   for record in records:
     if record.key in seen:
@@ -229,8 +228,9 @@ def usage_report(args: Args, questions: int, responses: Sequence[Response]) -> d
 
 def settings_hash(args: Args, settings: RequestSettings) -> str:
   """Short hash of what was asked and of how boxes became masks."""
-  parts = [settings.fingerprint(), args.masks, args.masks == "sam2" and args.sam2, args.max_boxes]
-  return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+  return short_hash(
+    [settings.fingerprint(), args.masks, args.masks == "sam2" and args.sam2, args.max_boxes]
+  )
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from vrt_jax.draw import draw_overlay
+from vrt_jax.files import write_whole
 from vrt_jax.metrics import PredictedMask
 from vrt_jax.metrics.summary import METRICS, ROLES
 
@@ -75,12 +76,7 @@ def write_report(
   out_dir = Path(out_dir)
   out_dir.mkdir(parents=True, exist_ok=True)
   path = out_dir / REPORT_FILE
-  partial = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+  write_whole(path, page)
   return path
 
 

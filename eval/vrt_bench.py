@@ -8,9 +8,7 @@ A-mIoU. Greedy decoding; without thinking every mask is an answer, as in the ref
 each batch over their devices; one writes.
 """
 
-import hashlib
 import itertools
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,8 +22,8 @@ from eval.report import write_report
 from vrt_jax import cli
 from vrt_jax.config import EvalConfig, MeshConfig
 from vrt_jax.data.records import EvalRecord
-from vrt_jax.data.sources import eval_source
-from vrt_jax.evaluate import evaluate, headline
+from vrt_jax.data.sources import eval_records
+from vrt_jax.evaluate import evaluate, headline, short_hash
 from vrt_jax.generate.predictor import Predictor, Request, prompt_bucket
 from vrt_jax.model_directory import Loaded, load
 from vrt_jax.runtime import batch_parts, is_leader, make_mesh, say, start_processes
@@ -113,8 +111,7 @@ def bench(args: Args) -> dict[str, Any]:
     ValueError: the model directory, the data or a record cannot be used.
   """
   thinking = not args.no_thinking
-  source = eval_source(args.data)
-  records = [source[i] for i in range(min(args.num_samples or len(source), len(source)))]
+  records = eval_records(args.data, args.num_samples)
   loaded = load(args.checkpoint)
   sizes = prompt_sizes(loaded, records, thinking)
   mesh = make_mesh(MeshConfig()) if jax.process_count() > 1 else None
@@ -147,8 +144,7 @@ def bench(args: Args) -> dict[str, Any]:
 
 def settings_hash(loaded: Loaded, config: EvalConfig, thinking: bool) -> str:
   """Short hash of the model's configuration, its preprocessing and the evaluation's settings."""
-  parts = [asdict(loaded.model.config), asdict(loaded.image), asdict(config), thinking]
-  return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+  return short_hash([asdict(loaded.model.config), asdict(loaded.image), asdict(config), thinking])
 
 
 def main() -> None:

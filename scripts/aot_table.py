@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vrt_jax import cli
+from vrt_jax.files import write_whole
 
 SFT = "--config configs/vrt_sa2va_4b_qwen3_sft.py"
 GRPO = "--config configs/vrt_qwen3_4b_grpo.py"
@@ -70,9 +71,7 @@ def compile_row(name: str, file: Path) -> None:
   if done.returncode:
     lines = done.stderr.strip().splitlines() or ["no message"]
     raise ValueError(f"{name}: {lines[-1]}")
-  partial = file.with_suffix(".partial")
-  partial.write_text(done.stdout)
-  partial.replace(file)
+  write_whole(file, done.stdout)
 
 
 def row(report: dict) -> str:

@@ -36,6 +36,7 @@ from vrt_jax.data.prompts import (
   make_prompt_example,
 )
 from vrt_jax.data.sources import Source, train_source
+from vrt_jax.files import write_whole
 from vrt_jax.model_directory import Loaded
 from vrt_jax.rl.groups import put_prompts, score_rollout, special_ids
 from vrt_jax.rl.rollout import make_rollout
@@ -252,9 +253,7 @@ def select(args: Args, loaded: Loaded) -> dict:
     "unusable": dict(unusable),
   }
   if is_leader():
-    temporary = args.out.with_name(args.out.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, args.out)
+    write_whole(args.out, json.dumps(content, indent=1) + "\n")
   partial.remove()
   barrier("the keys are written")
   return content

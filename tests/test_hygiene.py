@@ -20,7 +20,7 @@ OUTSIDE = ("configs", "eval", "scripts", "converters")
 MAX_LINES = 400
 
 ROOMS = (
-  ("types", "config", "cli", "text_panel"),
+  ("types", "config", "cli", "files", "text_panel"),
   ("runtime", "sizes"),
   ("ops",),
   ("data", "models", "draw"),

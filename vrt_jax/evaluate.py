@@ -1,6 +1,8 @@
 """VRT-Eval records -> generated texts and masks -> scores, results file and pictures."""
 
+import hashlib
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,11 @@ def _predictions(
     disable=not is_leader(),
   )
   yield from zip(order, bar, strict=True)
+
+
+def short_hash(settings: object) -> str:
+  """Twelve hex digits that tell settings (JSON values) apart: `config_hash` of a results file."""
+  return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def headline(results: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vrt_jax.config import from_dict
+from vrt_jax.files import write_whole
 
 RESPONSES_FILE = "responses.jsonl"
 REQUEST_FILE = "request.json"
@@ -129,16 +130,3 @@ def check_settings(path: Path, settings: Mapping[str, Any], has_answers: bool) -
 def _short(value: object) -> str:
   text = json.dumps(value)
   return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def write_whole(path: Path, text: str) -> None:
-  """Writes a file, or leaves the old one."""
-  partial = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    with partial.open("w", encoding="utf-8") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)

@@ -151,6 +151,13 @@ def test_what_is_missing_is_said(prepared, tmp_path):
     sources.eval_source(prepared / "vrt80k")
 
 
+def test_the_first_records_or_all(photos):
+  data = photos / "photos_eval.tfrecord"
+  everything = [record.key for record in sources.eval_source(data)]
+  for count, expected in ((2, everything[:2]), (0, everything), (len(everything) + 1, everything)):
+    assert [record.key for record in sources.eval_records(data, count)] == expected
+
+
 def test_stored_keys_are_used_where_they_fit(prepared, tmp_path):
   folder = shutil.copytree(prepared / "vrt80k" / "1.0.0", tmp_path / "vrt80k" / "1.0.0")
   keys = sources.train_source(tmp_path).keys()

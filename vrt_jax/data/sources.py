@@ -178,3 +178,12 @@ def eval_source(data: str | os.PathLike) -> Source[EvalRecord]:
   Raises ValueError where nothing matches, or a file's framing is broken.
   """
   return Source(_open(os.fspath(data), EVAL_NAME, EVAL_SPLIT), parse_eval)
+
+
+def eval_records(data: str | os.PathLike, num_samples: int) -> list[EvalRecord]:
+  """The first `num_samples` evaluation records, fewer where there are fewer; all for 0.
+
+  Raises ValueError as `eval_source`, and for a record that is damaged.
+  """
+  source = eval_source(data)
+  return [source[i] for i in range(min(num_samples or len(source), len(source)))]

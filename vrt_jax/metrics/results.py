@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vrt_jax.files import write_whole
 from vrt_jax.metrics.matching import match_ious
 from vrt_jax.metrics.summary import (
   ROLES,
@@ -156,15 +157,7 @@ def write_results(results: dict[str, Any], out_dir: str | os.PathLike[str]) -> P
   out_dir = Path(out_dir)
   out_dir.mkdir(parents=True, exist_ok=True)
   path = out_dir / RESULTS_FILE
-  partial = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    with partial.open("w", encoding="utf-8") as file:
-      json.dump(results, file, indent=2, ensure_ascii=False, allow_nan=False)
-      file.flush()
-      os.fsync(file.fileno())
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+  write_whole(path, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False))
   return path
 
 

@@ -7,7 +7,6 @@ words that prompted them, its text, its rewards by term and its advantage; the b
 import base64
 import html
 import io
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 from vrt_jax.config import GrpoConfig
 from vrt_jax.data.trace import Mention, mentions
 from vrt_jax.draw import paint_masks
+from vrt_jax.files import write_whole
 from vrt_jax.rl.groups import Groups, advantages_of
 from vrt_jax.rl.rewards import Sample
 from vrt_jax.rl.scoring import Score
@@ -75,12 +75,7 @@ def write_page(
     + "\n</body></html>\n"
   )
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+  write_whole(path, page)
 
 
 def shown_samples(totals: Sequence[float]) -> list[int]:

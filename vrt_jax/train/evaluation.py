@@ -1,7 +1,6 @@
 """Scores on the held-out records: of the base model, during training, and of the trained model."""
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import jax
 from vrt_jax import evaluate
 from vrt_jax.config import TrainConfig
 from vrt_jax.data.records import EvalRecord
-from vrt_jax.data.sources import eval_source
+from vrt_jax.data.sources import eval_records
 from vrt_jax.generate.predictor import Predictor
 from vrt_jax.metrics.results import RESULTS_FILE
 from vrt_jax.model_directory import Loaded
@@ -88,14 +87,9 @@ class HeldOut:
 
 def held_out_records(config: TrainConfig, pattern: str) -> list[EvalRecord]:
   """The first eval.num_samples records (0: all); none without a pattern."""
-  if not pattern:
-    return []
-  source = eval_source(pattern)
-  count = min(config.eval.num_samples or len(source), len(source))
-  return [source[i] for i in range(count)]
+  return eval_records(pattern, config.eval.num_samples) if pattern else []
 
 
 def config_hash(config: TrainConfig) -> str:
   """Short hash of a resolved configuration."""
-  text = json.dumps(dataclasses.asdict(config), sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
+  return evaluate.short_hash(dataclasses.asdict(config))

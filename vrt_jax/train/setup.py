@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 from flax import nnx
@@ -11,6 +10,7 @@ from vrt_jax import model_directory
 from vrt_jax.config import LoraConfig, TrainConfig
 from vrt_jax.data.chat import ChatTokenizer, train_bpe
 from vrt_jax.data.shapes import corpus, write_shapes
+from vrt_jax.files import write_whole
 from vrt_jax.model_directory import Loaded
 from vrt_jax.models.lora import add_lora
 from vrt_jax.models.sa2va import Sa2VA
@@ -51,9 +51,7 @@ def write_config(config: TrainConfig, workdir: Path) -> None:
 
 def _write_config(config: TrainConfig, workdir: Path) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
-  temporary = workdir / f"{CONFIG_FILE}.partial"
-  temporary.write_text(json.dumps(as_json(config), indent=2) + "\n")
-  os.replace(temporary, workdir / CONFIG_FILE)
+  write_whole(workdir / CONFIG_FILE, json.dumps(as_json(config), indent=2) + "\n")
 
 
 def as_json(config: TrainConfig) -> dict:

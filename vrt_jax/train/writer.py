@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
+from vrt_jax.files import write_whole
 from vrt_jax.runtime import is_leader
 
 
@@ -120,6 +120,4 @@ def drop_lines_from(path: Path, first_step: int) -> None:
         kept.append(line)
     except json.JSONDecodeError:
       continue  # the run was killed while it wrote this line
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text("".join(line + "\n" for line in kept))
-  os.replace(temporary, path)
+  write_whole(path, "".join(line + "\n" for line in kept))
