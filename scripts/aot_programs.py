@@ -209,6 +209,7 @@ def grpo_batch(
     image=placed(out.image),
     completions=placed(out.completions),
     advantages=rows((grpo.group_size,), jnp.float32),
+    credit=rows((grpo.group_size, grpo.max_new_tokens), jnp.float32),
     best=rows((), jnp.int32),
     best_valid=rows((), bool),
     best_is_answer=rows((grpo.max_masks,), bool),

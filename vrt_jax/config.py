@@ -214,6 +214,8 @@ class GrpoConfig:
   answer_weight: float = 1.0
   trace_weight: float = 0.0
   """Of the reasoning masks against the trace's evidence objects; the reference has no such term."""
+  mention_weight: float = 0.0
+  """Of what each reasoning mask earned by itself, credited to the tokens of its mention alone."""
   extra_rewards: tuple[tuple[str, float], ...] = ()
   """("package.module:function", weight): functions of a Sample, see `vrt_jax.rl.rewards`."""
   reward_clip: tuple[float, float] | None = None

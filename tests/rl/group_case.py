@@ -117,6 +117,7 @@ def random_batch(rows: int = 4) -> GrpoBatch:
       seg_slots=slots,
     ),
     advantages=rng.normal(size=(rows, g)).astype(np.float32),
+    credit=np.random.default_rng(1).normal(size=(rows, g, n)).astype(np.float32),
     best=rng.integers(0, g, rows).astype(np.int32),
     best_valid=np.arange(rows) < rows - 1,
     best_is_answer=np.tile(np.arange(m) == 1, (rows, 1)),

@@ -27,7 +27,7 @@ def update_batch(inputs: object, out: Rollout, mesh: Mesh) -> GrpoBatch:
   """The rollout with advantages and best samples that are the same on every mesh."""
   random = case.random_batch(ROWS)
   rows = batch_sharding(mesh)
-  fields = ("advantages", "best", "best_valid", "answer_mask")
+  fields = ("advantages", "credit", "best", "best_valid", "answer_mask")
   return GrpoBatch(
     prompts=inputs.text,
     rope_deltas=inputs.rope_deltas,

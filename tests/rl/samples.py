@@ -34,6 +34,7 @@ def sample(text: str, *spans: tuple[int, int], **fields: object) -> Sample:
     "text": text,
     "truncated": False,
     "mask_logits": logits(*spans),
+    "seg_slots": range(5, 5 + 10 * len(spans), 10),
     "reasoning_indices": reasoning,
     "answer_indices": answer,
     "answer_masks": strips(SECOND),

@@ -1,5 +1,6 @@
 """From a rollout's arrays to samples, scores, figures and the update's input."""
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from tests import tiny
 from tests.rl import group_case
 from vrt_jax.config import GrpoConfig, MeshConfig
+from vrt_jax.rl.credit import mention_credit
 from vrt_jax.rl.groups import make_sample, reward_figures, score_rollout, special_ids, update_batch
 from vrt_jax.rl.rollout import Rollout
 from vrt_jax.rl.scoring import Reward
@@ -20,7 +22,7 @@ GRPO = GrpoConfig(
 )
 SIDE = 16
 TEXTS = (
-  ("<think>a [SEG]</think><answer>b [SEG]</answer><|im_end|>", "<think>a"),
+  ("<think>a [SEG] c [SEG]</think><answer>b [SEG]</answer><|im_end|>", "<think>a"),
   ("x [SEG] y<|im_end|>", "<answer>[SEG]</answer>[SEG]<|im_end|>"),
 )
 
@@ -66,11 +68,11 @@ def test_samples_have_text_roles_and_masks(scored):
   _, groups, _ = scored
   good, cut = groups.samples[0]
   assert good.text == TEXTS[0][0]
-  assert (good.reasoning_indices, good.answer_indices) == ([0], [1])
-  assert good.mask_logits.shape == (2, SIDE, SIDE)
+  assert (good.reasoning_indices, good.answer_indices) == ([0, 1], [2])
+  assert good.mask_logits.shape == (3, SIDE, SIDE)
   assert not good.truncated and cut.truncated
   assert len(cut.mask_logits) == 0
-  assert (good.num_segs, good.num_tokens) == (2, len(tiny.tokenizer().encode(TEXTS[0][0])))
+  assert (good.num_segs, good.num_tokens) == (3, len(tiny.tokenizer().encode(TEXTS[0][0])))
   no_roles = groups.samples[1][0]
   assert (no_roles.reasoning_indices, no_roles.answer_indices) == ([], [])
   np.testing.assert_array_equal(groups.samples[1][0].answer_masks, truth(1).answer_masks)
@@ -93,7 +95,7 @@ def test_figures_of_all_samples(scored):
   assert figures["rollout/length"] == pytest.approx(np.mean(lengths))
   assert figures["rollout/truncated_share"] == pytest.approx(1 / 4)
   assert figures["rollout/entropy"] == pytest.approx(1.25)
-  assert figures["rollout/segs"] == pytest.approx((2 + 0 + 1 + 2) / 4)
+  assert figures["rollout/segs"] == pytest.approx((3 + 0 + 1 + 2) / 4)
   totals = np.asarray([[s.total for s in group] for group in groups.scores])
   assert figures["reward/mean"] == pytest.approx(totals.mean(), abs=1e-6)
   assert figures["reward/std"] == pytest.approx(totals.std(axis=1, ddof=1).mean(), abs=1e-6)
@@ -103,12 +105,18 @@ def test_figures_of_all_samples(scored):
 def test_the_update_sees_the_best_samples(scored):
   placed, groups, mesh = scored
   inputs = put_batch(group_case.inputs(2), mesh)
-  batch = jax.device_get(update_batch(inputs, placed, groups, 3, mesh))
+  grpo = dataclasses.replace(GRPO, mention_weight=2.0)
+  batch = jax.device_get(update_batch(inputs, placed, groups, grpo, mesh))
   totals = [[s.total for s in group] for group in groups.scores]
   assert batch.best.tolist() == [int(np.argmax(t)) for t in totals]
   assert batch.best[0] == 0
-  assert batch.best_is_answer[0].tolist() == [False, True, False]
+  assert batch.best_is_answer[0].tolist() == [False, False, True]
   assert batch.best_valid.tolist() == [True, True]
   np.testing.assert_array_equal(batch.answer_mask[1], truth(1).answer_masks.max(axis=0))
   assert batch.advantages.tolist() == [[0, 0], [0, 0]]
+  length = placed.completions.tokens.shape[-1]
+  pairs = zip(groups.samples, groups.scores, strict=True)
+  expected = [mention_credit(*pair, length) for pair in pairs]
+  assert np.any(expected)
+  np.testing.assert_allclose(batch.credit, 2.0 * np.asarray(expected))
   assert special_ids(tiny.tokenizer()) == group_case.ids()

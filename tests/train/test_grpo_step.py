@@ -64,8 +64,10 @@ def test_metrics_are_the_weighted_parts():
   state, metrics = step(state, frozen, batch)
   parts = metrics["loss/policy"] + 2.0 * metrics["loss/mask_bce"] + 0.5 * metrics["loss/mask_dice"]
   assert metrics["loss"] == pytest.approx(parts, rel=1e-5)
-  # the ratio is 1: the mean over samples of -advantage, whatever the tokens
-  assert metrics["loss/policy"] == pytest.approx(-batch.advantages.mean(), rel=1e-4)
+  # the ratio is 1: the mean over samples of -advantage, with the mean credit of its tokens
+  mask = np.asarray(batch.completions.token_mask)
+  credit = (batch.credit * mask).sum(-1) / mask.sum(-1)
+  assert metrics["loss/policy"] == pytest.approx(-(batch.advantages + credit).mean(), rel=1e-4)
   assert 0.1 < metrics["loss/mask_bce"] < 20 and 0 < metrics["loss/mask_dice"] <= 1
   assert metrics["kl"] == metrics["clip_share"] == metrics["skipped_steps"] == 0
   assert metrics["rollout/logprob_gap"] < 1e-5
@@ -92,7 +94,9 @@ def test_a_praised_sample_becomes_likelier_and_a_blamed_one_less_likely():
   batch = case.random_batch()
   advantages = np.zeros_like(batch.advantages)
   advantages[0, 0], advantages[1, 2] = 1.0, -1.0
-  batch = batch.replace(advantages=advantages, best_valid=np.zeros(4, bool))
+  batch = batch.replace(
+    advantages=advantages, credit=np.zeros_like(batch.credit), best_valid=np.zeros(4, bool)
+  )
   state, frozen = case.state()
   on_device = case.on_device(batch)
   before = np.asarray(logps_of(state.trainable, frozen, on_device)).sum(-1)
@@ -125,7 +129,8 @@ def numpy_metrics(logps: np.ndarray, reference: np.ndarray, batch: GrpoBatch) ->
   c, loss, kl, clipped, tokens = batch.completions, [], [], 0, 0
   for row in range(logps.shape[0]):
     for g in range(logps.shape[1]):
-      n, a = int(c.lengths[row, g]), float(batch.advantages[row, g])
+      n = int(c.lengths[row, g])
+      a = np.float64(batch.advantages[row, g]) + batch.credit[row, g, :n]
       new, old, ref = (np.float64(x[row, g, :n]) for x in (logps, c.logps, reference))
       ratio = np.exp(new - old)
       free, bounded = ratio * a, np.clip(ratio, 0.8, 1.2) * a

@@ -38,7 +38,7 @@ def group_advantages(
 def grpo_loss(
   per_token_logps: Float[Array, "B T"],
   completion_mask: Bool[Array, "B T"],
-  advantages: Float[Array, "B"],
+  advantages: Float[Array, "B"] | Float[Array, "B T"],
   *,
   old_logps: Float[Array, "B T"] | None = None,
   epsilon: float = 0.2,
@@ -46,6 +46,7 @@ def grpo_loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """(sum over samples of -min(ratio A, clip(ratio) A), number of samples), float32.
 
+  An advantage A belongs to a sample or to a token.
   ratio = exp(logp - old logp), clipped to 1 -+ epsilon. Without `old_logps` the old policy is the
   policy itself, detached: the ratio's value is 1, its gradient that of logp (one update on fresh
   samples, as in the reference). A sample's tokens are averaged ("grpo"; one without tokens adds 0)
@@ -59,7 +60,7 @@ def grpo_loss(
 def clipped_tokens(
   per_token_logps: Float[Array, "B T"],
   completion_mask: Bool[Array, "B T"],
-  advantages: Float[Array, "B"],
+  advantages: Float[Array, "B"] | Float[Array, "B T"],
   *,
   old_logps: Float[Array, "B T"] | None = None,
   epsilon: float = 0.2,
@@ -93,7 +94,7 @@ def _objectives(
   logps = logps.astype(jnp.float32)
   old = jax.lax.stop_gradient(logps if old_logps is None else old_logps.astype(jnp.float32))
   ratio = jnp.exp(jnp.where(mask, logps - old, 0.0))
-  weights = advantages.astype(jnp.float32)[:, None]
+  weights = advantages.astype(jnp.float32).reshape(len(advantages), -1)
   return ratio * weights, jnp.clip(ratio, 1 - epsilon, 1 + epsilon) * weights
 
 

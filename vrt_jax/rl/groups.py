@@ -19,6 +19,7 @@ from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.data.trace import seg_roles
 from vrt_jax.generate.decode import GenerationInputs, TokenIds
 from vrt_jax.losses.grpo import group_advantages
+from vrt_jax.rl.credit import mention_credit
 from vrt_jax.rl.policy import GrpoBatch
 from vrt_jax.rl.rewards import Sample
 from vrt_jax.rl.rollout import Rollout
@@ -83,6 +84,7 @@ def make_sample(
     text=text,
     truncated=tokenizer.im_end_id not in ids,
     mask_logits=low_res_masks[: int(np.sum(seg_slots >= 0))],
+    seg_slots=seg_slots[seg_slots >= 0].tolist(),
     reasoning_indices=reasoning,
     answer_indices=answer,
     answer_masks=truth.answer_masks,
@@ -140,7 +142,7 @@ def advantages_of(rewards: Float[np.ndarray, "B G"], grpo: GrpoConfig) -> np.nda
 
 
 def update_batch(
-  inputs: GenerationInputs, rollout: Rollout, groups: Groups, max_masks: int, mesh: Mesh
+  inputs: GenerationInputs, rollout: Rollout, groups: Groups, grpo: GrpoConfig, mesh: Mesh
 ) -> GrpoBatch:
   """What an update needs of a rollout, divided over the mesh; advantages are still zero.
 
@@ -148,11 +150,17 @@ def update_batch(
   """
   best = [int(np.argmax([s.total for s in group])) for group in groups.scores]
   chosen = [group[i] for group, i in zip(groups.samples, best, strict=True)]
-  is_answer = np.zeros((len(chosen), max_masks), bool)
+  is_answer = np.zeros((len(chosen), grpo.max_masks), bool)
   for row, sample in zip(is_answer, chosen, strict=True):
     row[[i for i in sample.answer_indices if i < len(sample.mask_logits)]] = True
+  length = rollout.completions.tokens.shape[-1]
+  credit = [
+    mention_credit(samples, scores, length)
+    for samples, scores in zip(groups.samples, groups.scores, strict=True)
+  ]
   own = {
     "advantages": np.zeros((len(best), len(groups.scores[0])), np.float32),
+    "credit": grpo.mention_weight * np.stack(credit),
     "best": np.asarray(best, np.int32),
     "best_valid": np.asarray([len(s.mask_logits) > 0 for s in chosen]),
     "best_is_answer": is_answer,

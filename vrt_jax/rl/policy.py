@@ -37,6 +37,8 @@ class GrpoBatch:
   image: ImageFeatures
   completions: Completions
   advantages: Float[Array, "B G"]
+  credit: Float[Array, "B G N"]
+  """What is added to the advantage of single tokens, see `vrt_jax.rl.credit`."""
   best: Int32[Array, "B"]
   """The group's best sample, which has mask losses."""
   best_valid: Bool[Array, "B"]

@@ -40,6 +40,8 @@ class Sample:
   """True where there is no end token: the text reached the token limit."""
   mask_logits: Float[np.ndarray, "M Y X"]
   """A pixel belongs to the mask where its logit is above 0."""
+  seg_slots: Sequence[int]
+  """Index of each mask's [SEG] among the generated ids."""
   reasoning_indices: Sequence[int]
   """[SEG]s before the answer span, counted in the text."""
   answer_indices: Sequence[int]
@@ -83,14 +85,9 @@ def answer_reward(
   """
   if matching not in ("hungarian", "reference"):
     raise ValueError(f"matching: {matching!r} is not one of hungarian, reference")
-  if mask_logits is None:
+  ious = _ious(mask_logits, gt_masks, answer_indices)
+  if not ious.size:
     return 0.0
-  logits = np.asarray(mask_logits, np.float32)
-  indices = [i for i in answer_indices if 0 <= i < len(logits)]
-  if not indices or len(gt_masks) == 0:
-    return 0.0
-  pred = expit(logits[indices]) > 0.5
-  ious = _ious_with_eps(pred, resize_nearest_numpy(np.asarray(gt_masks), logits.shape[-2:]))
   if matching == "reference" and 1 in ious.shape:
     values = ious[:1, 0]
   else:
@@ -114,6 +111,23 @@ def trace_reward(
   return answer_reward(mask_logits, evidence_masks, reasoning_indices, matching)
 
 
+def mention_rewards(
+  mask_logits: Float[np.ndarray, "M Y X"] | None,
+  evidence_masks: Shaped[np.ndarray, "E H W"],
+  reasoning_indices: Sequence[int],
+) -> Float[np.ndarray, "R"]:
+  """Of each reasoning mask, the IoU with its partner where it is over 0.5, else -0.1; float32.
+
+  Partners are those of `trace_reward`: the second mask of an object counts as one too many, like
+  one of no evidence object. Indices without a mask are left out.
+  """
+  ious = _ious(mask_logits, evidence_masks, reasoning_indices)
+  rows, columns = linear_sum_assignment(1 - ious)
+  values = np.zeros(len(ious), np.float32)
+  values[rows] = ious[rows, columns]
+  return np.where(values > HIT_IOU, values, -COUNT_PENALTY).astype(np.float32)
+
+
 def is_orderly(sample: Sample) -> bool:
   """Whether a text ends by itself, has each of the four tags at most once and spells no [SEG].
 
@@ -131,6 +145,22 @@ def _has_in_order(text: str, marks: Sequence[str]) -> bool:
       return False
     at = found + len(mark)
   return True
+
+
+def _ious(
+  mask_logits: Float[np.ndarray, "M Y X"] | None,
+  gt_masks: Shaped[np.ndarray, "N H W"],
+  indices: Sequence[int],
+) -> Float[np.ndarray, "K N"]:
+  """IoU of the masks that `indices` name, as far as there are any, with each true one."""
+  if mask_logits is None:
+    return np.zeros((0, len(gt_masks)), np.float32)
+  logits = np.asarray(mask_logits, np.float32)
+  indices = [i for i in indices if 0 <= i < len(logits)]
+  if not indices or len(gt_masks) == 0:
+    return np.zeros((len(indices), len(gt_masks)), np.float32)
+  pred = expit(logits[indices]) > 0.5
+  return _ious_with_eps(pred, resize_nearest_numpy(np.asarray(gt_masks), logits.shape[-2:]))
 
 
 def _ious_with_eps(pred: np.ndarray, gt: np.ndarray) -> Float[np.ndarray, "M N"]:

@@ -10,8 +10,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Float
+
 from vrt_jax.config import GrpoConfig
-from vrt_jax.rl.rewards import Sample, answer_reward, format_reward, is_orderly, trace_reward
+from vrt_jax.rl.rewards import (
+  Sample,
+  answer_reward,
+  format_reward,
+  is_orderly,
+  mention_rewards,
+  trace_reward,
+)
 
 RewardFunction = Callable[[Sample], float]
 
@@ -24,6 +34,8 @@ class Score:
   """Without their weights."""
   total: float
   """The weighted sum, within the recipe's bounds."""
+  mentions: Float[np.ndarray, "R"]
+  """What each reasoning mask earned, see `mention_rewards`."""
 
 
 class Reward:
@@ -73,7 +85,8 @@ class Reward:
     if self._config.reward_clip is not None:
       low, high = self._config.reward_clip
       total = min(max(total, low), high)
-    return Score(terms, total)
+    mentions = mention_rewards(sample.mask_logits, sample.evidence_masks, sample.reasoning_indices)
+    return Score(terms, total, mentions)
 
   def score_all(self, samples: Sequence[Sample], pool: ThreadPoolExecutor) -> list[Score]:
     """Scores in the order of the samples, computed by the threads of `pool`."""

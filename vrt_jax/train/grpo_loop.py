@@ -165,7 +165,7 @@ class Sampler:
       groups = score_rollout(
         rollout, prompts.truths, self.reward, self._tokenizer, self._pool, self._mesh
       )
-    batch = update_batch(inputs, rollout, groups, self._grpo.max_masks, self._mesh)
+    batch = update_batch(inputs, rollout, groups, self._grpo, self._mesh)
     return Round(prompts.grounding_image, groups), batch
 
   def wants_more(self, rewards: Float[np.ndarray, "B G"], rounds: int) -> bool:

@@ -55,7 +55,8 @@ def policy_terms(
   """The policy's loss and what belongs to it, divided by the whole batch's samples or tokens."""
   rows, n = batch.advantages.size, logps.shape[-1]
   flat, old = logps.reshape(rows, n), batch.completions.logps.reshape(rows, n)
-  mask, advantages = batch.completions.token_mask.reshape(rows, n), batch.advantages.reshape(rows)
+  mask = batch.completions.token_mask.reshape(rows, n)
+  advantages = (batch.advantages[..., None] + batch.credit).reshape(rows, n)
   clipping = {
     "old_logps": old if grpo.updates_per_rollout > 1 else None,
     "epsilon": grpo.epsilon,
