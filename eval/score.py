@@ -4,12 +4,14 @@
 
 Predictions are a `ver_evaluation_results.json` (this project's or the reference's) or JSON lines,
 one object a question: {"key", "text", "objects": [{"role", "rle"}, ..]}, optionally "thinking".
-Writes `ver_evaluation_results.json` and `report.html`.
+Writes `ver_evaluation_results.json` and `report.html`. With `--against` other predictions for the
+same questions, also says whether the difference is more than chance (a paired bootstrap).
 """
 
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,13 @@ from tqdm import tqdm
 
 from eval.report import write_report
 from vrt_jax import cli
+from vrt_jax.data.records import EvalRecord
 from vrt_jax.data.sources import eval_source
 from vrt_jax.data.trace import mentions
-from vrt_jax.evaluate import headline, sample_result
-from vrt_jax.metrics import PredictedMask, score_samples, write_results
+from vrt_jax.evaluate import HEADLINE, headline, sample_result
+from vrt_jax.metrics import PredictedMask, SampleResult, score_samples, write_results
+from vrt_jax.metrics.comparison import paired_difference
+from vrt_jax.metrics.results import sample_ious
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,8 @@ class ScoreConfig:
   """Path or glob of the VRT-Eval TFRecord files, or the folder of a prepared set."""
   out: Path
   """Folder for ver_evaluation_results.json and report.html."""
+  against: Path | None = None
+  """Another model's predictions, to compare with."""
   subset: bool = False
   """Score only the questions that have a prediction, instead of failing."""
   pictures: int = 100
@@ -71,31 +78,62 @@ def load_predictions(path: Path) -> tuple[dict[str, Prediction], dict[str, str]]
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
-  """Reads, scores and writes; returns the results. Raises ValueError or OSError on bad input."""
+  """Reads, scores and writes; returns the results. Raises ValueError or OSError on bad input.
+
+  With `config.against` the results have a "comparison": {"against", "differences": {metric:
+  {"mean", "low", "high", "p_value"}}}, ours minus theirs.
+  """
   predictions, header = load_predictions(config.predictions)
-  samples, images = [], {}
-  missing = []
-  for record in tqdm(eval_source(config.data), desc="reading", unit=" samples"):
-    if record.key not in predictions:
-      missing.append(record.key)
-      continue
-    if record.key in images:
-      raise ValueError(f"{config.data}: key {record.key!r} is there twice")
-    found = predictions[record.key]
-    samples.append(sample_result(record, found.text, found.objects, found.thinking))
-    images[record.key] = record.image
-  unknown = [key for key in predictions if key not in images]
-  if unknown:
-    raise ValueError(f"{len(unknown)} predictions are not in the data, the first is {unknown[0]!r}")
-  if missing and not config.subset:
-    raise ValueError(
-      f"{len(missing)} of {len(missing) + len(samples)} samples have no prediction, the first is"
-      f" {missing[0]!r} (--subset scores the others)"
-    )
+  others = load_predictions(config.against)[0] if config.against else None
+  records = list(tqdm(eval_source(config.data), desc="reading", unit=" samples"))
+  samples = paired_samples(predictions, records, config)
   results = score_samples(samples, **header)
+  if others is not None:
+    theirs = score_samples(paired_samples(others, records, config))
+    results["comparison"] = {
+      "against": str(config.against),
+      "differences": compare(results, theirs),
+    }
   write_results(results, config.out)
+  images = {record.key: record.image for record in records}
   write_report(results, config.out, images, max_pictures=config.pictures)
   return results
+
+
+def paired_samples(
+  predictions: Mapping[str, Prediction], records: Sequence[EvalRecord], config: ScoreConfig
+) -> list[SampleResult]:
+  """Every record with what was predicted for it.
+
+  Raises:
+    ValueError: a key is there twice, a prediction has no record, or a record has no prediction
+      (with `config.subset` it is left out).
+  """
+  counts = Counter(record.key for record in records)
+  twice = next((key for key, count in counts.items() if count > 1), None)
+  if twice is not None:
+    raise ValueError(f"{config.data}: key {twice!r} is there twice")
+  unknown = [key for key in predictions if key not in counts]
+  if unknown:
+    raise ValueError(f"{len(unknown)} predictions are not in the data, the first is {unknown[0]!r}")
+  missing = [key for key in counts if key not in predictions]
+  if missing and not config.subset:
+    raise ValueError(
+      f"{len(missing)} of {len(records)} samples have no prediction, the first is {missing[0]!r}"
+      " (--subset scores the others)"
+    )
+  found = [(record, predictions[record.key]) for record in records if record.key in predictions]
+  return [sample_result(record, p.text, p.objects, p.thinking) for record, p in found]
+
+
+def compare(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+  """`paired_difference` of two results; ValueError where they are not about the same questions."""
+  details = [results["detailed_results"] for results in (ours, theirs)]
+  if len({tuple(d["sample_info"]["key"] for d in entries) for entries in details}) > 1:
+    raise ValueError("--subset --against: the two have predictions for different questions")
+  runs = [[sample_ious(d) for d in entries] for entries in details]
+  differences = paired_difference(runs[:1], runs[1:])
+  return {name: dataclasses.asdict(difference) for name, difference in differences.items()}
 
 
 def main() -> None:
@@ -103,7 +141,19 @@ def main() -> None:
   config = cli.parse(ScoreConfig, sys.argv[1:], "python -m eval.score")
   results = score(config)
   print(f"{headline(results)}  ({results['total_samples']} samples)")
+  if config.against:
+    print(comparison_lines(results["comparison"]))
   print(f"written to {config.out}")
+
+
+def comparison_lines(comparison: Mapping[str, Any]) -> str:
+  """The published metrics' differences in points, each with its interval and p value."""
+  lines = [f"against {comparison['against']}, in points:"]
+  for label, name in HEADLINE.items():
+    d = comparison["differences"][name]
+    low, mean, high = (f"{100 * d[field]:+.1f}" for field in ("low", "mean", "high"))
+    lines.append(f"  {label:7} {mean} [{low}, {high}]  p = {d['p_value']:.3f}")
+  return "\n".join(lines)
 
 
 def _missing(error: KeyError | TypeError) -> str:
@@ -164,23 +214,25 @@ def _by_role(prediction: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _predicted_masks(text: str, objects: Sequence[Mapping[str, Any]]) -> list[PredictedMask]:
-  """Objects of a file as masks; phrase and number come from the text."""
+  """Objects of a file as masks; phrase and number come from the text, else from the file."""
   by_index = {m.index: m for m in mentions(text)}
   masks = []
   for position, item in enumerate(objects):
     if not isinstance(item, Mapping):
       raise TypeError("objects must be a list of objects")
     index = item.get("index", position)
-    mask = PredictedMask(item["rle"], item["role"], index, score=item.get("score"))
-    if index in by_index:
-      mention = by_index[index]
-      mask = dataclasses.replace(
-        mask,
-        phrase=mention.phrase,
-        text_span=mention.text_span,
-        object_number=mention.object_number,
+    mention = by_index.get(index)
+    masks.append(
+      PredictedMask(
+        rle=item["rle"],
+        role=item["role"],
+        index=index,
+        phrase=mention.phrase if mention else str(item.get("phrase", "")),
+        text_span=mention.text_span if mention else tuple(item.get("text_span", (0, 0))),
+        object_number=mention.object_number if mention else item.get("object_number"),
+        score=item.get("score"),
       )
-    masks.append(mask)
+    )
   return masks
 
 

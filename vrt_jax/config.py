@@ -215,7 +215,7 @@ class GrpoConfig:
   trace_weight: float = 0.0
   """Of the reasoning masks against the trace's evidence objects; the reference has no such term."""
   mention_weight: float = 0.0
-  """Of what each reasoning mask earned by itself, credited to the tokens of its mention alone."""
+  """Of what each reasoning mask earns by itself, credited to its mention and those before it."""
   extra_rewards: tuple[tuple[str, float], ...] = ()
   """("package.module:function", weight): functions of a Sample, see `vrt_jax.rl.rewards`."""
   reward_clip: tuple[float, float] | None = None

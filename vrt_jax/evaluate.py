@@ -46,6 +46,7 @@ def sample_result(
     answer_gt=[record.objects[i]["mask"] for i in record.answer_ids],
     objects=objects,
     class_ids=record.class_ids,
+    image_id=hashlib.sha256(record.image).hexdigest()[:16],
     reasoning_obj_ids=[int(i) for i in record.reasoning_ids],
     answer_obj_ids=[int(i) for i in record.answer_ids],
     human_confidence=record.confidence,

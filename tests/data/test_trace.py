@@ -50,7 +50,7 @@ def test_answer_spans_equal_the_non_greedy_pattern():
   for code in range(4**5):
     text = "".join(pieces[code // 4**i % 4] for i in range(5))
     spans = [match.span() for match in re.finditer(r"<answer>.*?</answer>", text, re.DOTALL)]
-    assert trace._answer_spans(text) == spans
+    assert trace.answer_spans(text) == spans
 
 
 def test_training_example_renumbers_over_the_whole_target():

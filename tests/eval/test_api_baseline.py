@@ -157,6 +157,13 @@ def test_results_are_rescored_by_eval_score(data, tmp_path, name):
   again = score.score(score.ScoreConfig(tmp_path / name, data, tmp_path / "again"))
   for part in ("metrics", "metrics_ci", "precision", "raw_answer_ious", "per_cls_metrics"):
     assert again[part] == results[part]
+  phrases = [
+    [o["phrase"] for o in d["prediction"]["objects"]]
+    for r in (results, again)
+    for d in r["detailed_results"]
+  ]
+  assert all(all(p) for p in phrases[:COUNT])
+  assert phrases[:COUNT] == phrases[COUNT:]
 
 
 def test_answers_that_are_no_traces_score_nothing(data, tmp_path):

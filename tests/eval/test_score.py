@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from eval.report import write_report
-from eval.score import ScoreConfig, load_predictions, score
+from eval.score import ScoreConfig, comparison_lines, load_predictions, score
 from vrt_jax.data.records import EvalRecord, TFRecordWriter, serialize_eval
 from vrt_jax.data.tfds_builders import VrtEval, build
 from vrt_jax.ops.masks import encode_rle
@@ -102,6 +102,31 @@ def test_a_results_file_of_the_reference(tmp_path, data, thinking):
   again = score(ScoreConfig(path, str(data), tmp_path / "again"))
   assert again["metrics"] == results["metrics"]
   assert again["detailed_results"][0]["prediction"]["objects"][1]["object_number"] == 2
+
+
+def test_against_another_model(tmp_path, data):
+  worse = config(tmp_path, data, [prediction("a", right=False), prediction("b", right=False)])
+  other = worse.predictions.rename(tmp_path / "other.jsonl")
+  right = config(tmp_path, data, [prediction("a"), prediction("b")], against=other)
+  results = score(right)
+  found = results["comparison"]["differences"]["answer_miou"]
+  assert found == {"mean": 1.0, "low": 1.0, "high": 1.0, "p_value": 2 / 2000}
+  assert results["comparison"]["differences"]["reasoning_lq"]["p_value"] == 1.0
+  assert "A-mIoU  +100.0 [+100.0, +100.0]  p = 0.001" in comparison_lines(results["comparison"])
+
+
+def test_against_needs_the_same_questions(tmp_path, data):
+  other = config(tmp_path, data, [prediction("a")]).predictions.rename(tmp_path / "other.jsonl")
+  with pytest.raises(ValueError, match="1 of 2 samples have no prediction"):
+    score(config(tmp_path, data, [prediction("a"), prediction("b")], against=other))
+  with pytest.raises(ValueError, match="different questions"):
+    score(config(tmp_path, data, [prediction("b")], against=other, subset=True))
+
+
+def test_questions_about_one_picture_have_one_image_id(tmp_path, data):
+  results = score(config(tmp_path, data, [prediction("a"), prediction("b")]))
+  ids = {d["sample_info"]["image_id"] for d in results["detailed_results"]}
+  assert len(ids) == 1 and len(ids.pop()) == 16  # both records have the same picture
 
 
 def test_subset(tmp_path, data):

@@ -43,7 +43,8 @@ def test_schema_and_numbers():
   metrics = results["metrics"]
   assert metrics["reasoning_lq"] == 1.0 and metrics["answer_miou"] == 0.5
   assert metrics["answer_lq"] == 0.0  # IoU is exactly 0.5
-  assert results["precision"] == {"reasoning": 1.0, "answer": 0.0}
+  assert results["precision"] == results["f1"] == {"reasoning": 1.0, "answer": 0.0}
+  assert results["masks_per_sample"] == {"reasoning": 1.0, "answer": 1.0}
   assert results["invalid"] == 0.0 and results["config_hash"] == "abc"
   assert results["total_answer_masks_evaluated"] == 1 and results["raw_answer_ious"] == [0.5]
   assert results["per_cls_reasoning_ious"] == {"#loc": [1.0]}
@@ -62,9 +63,14 @@ def test_invalid_outputs_are_counted_by_reason():
   cut = sample(text="<think>a [SEG]", objects=[])
   empty = sample(objects=[])
   bare = sample(text="it [SEG]", thinking=False)
-  results = score_samples([sample(), cut, empty, bare], "")
-  assert results["invalid"] == 0.5
-  assert results["invalid_reasons"] == {"no_answer_span": 1, "no_answer_mask": 1}
+  twice = sample(text=TEXT + "<answer>or it [SEG]</answer>")
+  results = score_samples([sample(), cut, empty, bare, twice], "")
+  assert results["invalid"] == 3 / 5
+  assert results["invalid_reasons"] == {
+    "no_answer_span": 1,
+    "several_answer_spans": 1,
+    "no_answer_mask": 1,
+  }
 
 
 def test_no_samples():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vrt_jax.metrics import bootstrap_ci, summarize
-from vrt_jax.metrics.summary import METRICS, mask_precision
+from vrt_jax.metrics.summary import METRICS, cluster_indices, detection
 
 SAMPLES = [
   {"reasoning_ious": [0.9, 0.5, 0.0], "answer_ious": [0.6], "class_ids": ["#loc", "#visf"]},
@@ -65,6 +65,29 @@ def test_intervals_without_spread_or_samples():
   assert bootstrap_ci([])["reasoning_lq"] == [0.0, 0.0]
 
 
-def test_precision_counts_predicted_masks():
-  assert mask_precision(SAMPLES, [4, 1, 0], "reasoning") == 2 / 5
-  assert mask_precision(SAMPLES, [0, 0, 0], "reasoning") == 0.0
+def test_questions_about_one_picture_are_drawn_together():
+  """Four equal questions a picture: the interval is that of the pictures, twice as wide."""
+  rng = np.random.default_rng(3)
+  ious = rng.random(60)
+  apart = [{"reasoning_ious": [], "answer_ious": [iou]} for iou in np.repeat(ious, 4)]
+  together = [s | {"image_id": str(i // 4)} for i, s in enumerate(apart)]
+  pictures = [{"reasoning_ious": [], "answer_ious": [iou]} for iou in ious]
+  width = {
+    name: np.ptp(bootstrap_ci(samples)["answer_miou"])
+    for name, samples in (("apart", apart), ("together", together), ("pictures", pictures))
+  }
+  assert width["together"] == pytest.approx(width["pictures"], rel=1e-9)
+  assert width["together"] == pytest.approx(2 * width["apart"], rel=0.1)
+
+
+def test_samples_without_an_image_are_pictures_of_their_own():
+  samples = [{"image_id": "a"}, {}, {"image_id": ""}, {"image_id": "a"}, {"image_id": "1"}]
+  assert cluster_indices(samples).tolist() == [0, 1, 2, 0, 3]
+
+
+def test_precision_f1_and_counts_see_predicted_masks():
+  got = detection(SAMPLES, [4, 1, 0], "reasoning")
+  assert got == {"precision": 2 / 5, "f1": 4 / 9, "masks_per_sample": 5 / 3}
+  nothing = {"precision": 0.0, "f1": 0.0, "masks_per_sample": 0.0}
+  assert detection([{"reasoning_ious": [0.0], "answer_ious": []}], [0], "reasoning") == nothing
+  assert detection([], [], "answer") == nothing

@@ -36,7 +36,7 @@ def test_mentions_without_masks_or_evidence():
   assert earned(no_evidence) == pytest.approx([-0.1, -0.1])
 
 
-def test_the_tokens_of_a_mention_share_what_its_mask_earned():
+def test_a_mask_is_credited_to_its_mention_and_not_to_later_ones():
   good = sample(GOOD_TEXT, FIRST, SECOND, SECOND)  # [SEG]s at 5, 15 and, of the answer, 25
   half = sample(GOOD_TEXT, ELSEWHERE, SECOND, SECOND)
   expected = np.zeros((2, 40))
@@ -50,7 +50,7 @@ def test_stopping_is_compared_with_going_on():
   stops, goes_on = sample(short, FIRST, SECOND), sample(GOOD_TEXT, FIRST, SECOND, SECOND)
   silent = sample("<think>a", num_tokens=30, truncated=True)
   expected = np.zeros((3, 40))
-  expected[:2, :6], expected[2, :30] = 1 - 2 / 3, -2 / 3
+  expected[1, :6], expected[2, :30] = 2 - 1, -1  # also what follows: 1, 2 and 0 in all
   expected[0, 6:16], expected[1, 6:16] = -1 / 3, 2 / 3
   np.testing.assert_allclose(credit(stops, goes_on, silent), expected, atol=1e-6)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import bench, bench_data, bench_rollout, photo_records
+from scripts import bench, bench_data, bench_metrics, bench_rollout, photo_records
 from tests import tiny
 from vrt_jax.config import ImageConfig
 from vrt_jax.data.chat import ChatTokenizer
@@ -51,6 +51,11 @@ def test_both_sides_of_the_rollout_have_the_same_weights_and_prompt():
   assert group.shape == theirs.shape == (2, 6)
   np.testing.assert_array_equal(group, theirs)
   np.testing.assert_array_equal(single, group[:1])
+
+
+def test_rles_are_measured_beside_dense_masks():
+  line = bench_metrics.measure_metrics(bench_metrics.MetricsArgs(60, 90, 3, 2, repeats=1))
+  assert line["masks"] == [3, 2] and line["ratio"] > 0
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ _OBJECT_TAG = re.compile(r"<obj\d+>")
 _ANSWER_OPEN, _ANSWER_CLOSE = "<answer>", "</answer>"
 
 
-def _answer_spans(text: str) -> list[tuple[int, int]]:
+def answer_spans(text: str) -> list[tuple[int, int]]:
   """Spans <answer>..</answer>, each from an opening tag to the nearest closing tag."""
   spans = []
   end = 0
@@ -63,7 +63,7 @@ def seg_roles(
   """
   if multiple_answers not in ("first", "none"):
     raise ValueError(f'multiple_answers must be "first" or "none", not {multiple_answers!r}')
-  spans = _answer_spans(text)
+  spans = answer_spans(text)
   if not spans or (len(spans) > 1 and multiple_answers == "none"):
     return [], []
   start, end = spans[0]

@@ -3,25 +3,29 @@
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from vrt_jax.data.trace import answer_spans
 from vrt_jax.files import write_whole
+from vrt_jax.metrics.breakdowns import breakdowns
 from vrt_jax.metrics.matching import match_ious
 from vrt_jax.metrics.summary import (
   ROLES,
   bootstrap_ci,
-  mask_precision,
+  detection,
   pooled_ious,
   samples_by_class,
   summarize,
 )
-from vrt_jax.ops.masks import Mask, as_rle, check_mask_size
+from vrt_jax.ops.masks import Mask, area_shares, as_rle, check_mask_size
 
 RESULTS_FILE = "ver_evaluation_results.json"
+
+INVALID_REASONS = ("no_answer_span", "several_answer_spans", "no_answer_mask")
 
 Role = Literal["reasoning", "answer", "none"]
 
@@ -56,6 +60,8 @@ class SampleResult:
   answer_gt: Sequence[Mask]
   objects: Sequence[PredictedMask]
   class_ids: Sequence[str] = ()
+  image_id: str = ""
+  """Equal for questions about one picture; "" where that is not known."""
   reasoning_obj_ids: Sequence[int] = ()
   answer_obj_ids: Sequence[int] = ()
   human_confidence: int = 0
@@ -67,10 +73,10 @@ class SampleResult:
     return [o.rle for o in self.objects if o.role == role]
 
   def invalid_reason(self) -> str:
-    """Why the output cannot answer ("no_answer_span", "no_answer_mask"), or ""."""
-    start = self.text.find("<answer>")
-    if self.thinking and (start < 0 or self.text.find("</answer>", start) < 0):
-      return "no_answer_span"
+    """Why the output is no answer, one of `INVALID_REASONS`, or ""."""
+    spans = len(answer_spans(self.text))
+    if self.thinking and spans != 1:
+      return "several_answer_spans" if spans else "no_answer_span"
     return "" if self.masks("answer") else "no_answer_mask"
 
 
@@ -86,10 +92,10 @@ def score_samples(
   Raises ValueError naming the sample where a mask is malformed or not of the picture's size.
   """
   details = [score_sample(sample) for sample in samples]
-  ious = [d["evaluation_details"] | {"class_ids": d["sample_info"]["class_ids"]} for d in details]
+  ious = [sample_ious(detail) for detail in details]
   reasons = [sample.invalid_reason() for sample in samples]
-  precision = {
-    role: mask_precision(ious, [d["prediction"][f"num_{role}_masks"] for d in details], role)
+  found = {
+    role: detection(ious, [d["prediction"][f"num_{role}_masks"] for d in details], role)
     for role in ROLES
   }
   pooled = {role: pooled_ious(ious, role) for role in ROLES}
@@ -102,13 +108,24 @@ def score_samples(
     "total_answer_masks_evaluated": len(pooled["answer"]),
     **summarize(ious),
     "metrics_ci": bootstrap_ci(ious, seed),
-    "precision": precision,
+    **{name: {role: found[role][name] for role in ROLES} for name in found["answer"]},
+    "breakdowns": breakdowns(details),
     "invalid": sum(map(bool, reasons)) / len(reasons) if reasons else 0.0,
-    "invalid_reasons": {r: reasons.count(r) for r in ("no_answer_span", "no_answer_mask")},
+    "invalid_reasons": {reason: reasons.count(reason) for reason in INVALID_REASONS},
     "detailed_results": details,
     "raw_reasoning_ious": pooled["reasoning"],
     "raw_answer_ious": pooled["answer"],
     **_per_class_lists(ious),
+  }
+
+
+def sample_ious(detail: Mapping[str, Any]) -> dict[str, Any]:
+  """What `vrt_jax.metrics.summary` needs of an entry of `detailed_results`, ours or another's."""
+  info = detail["sample_info"]
+  return {
+    **detail["evaluation_details"],
+    "class_ids": info["class_ids"],
+    "image_id": info.get("image_id", ""),
   }
 
 
@@ -121,6 +138,7 @@ def score_sample(sample: SampleResult) -> dict[str, Any]:
     objects = [_object_entry(o) for o in sample.objects]
     rles = {role: [o["rle"] for o in objects if o["role"] == role] for role in ROLES}
     ious = {role: match_ious(rles[role], gt[role]) for role in ROLES}
+    shares = {role: area_shares(gt[role]) for role in ROLES}
   except ValueError as error:
     raise ValueError(f"sample {sample.key}: {error}") from error
   return {
@@ -129,15 +147,17 @@ def score_sample(sample: SampleResult) -> dict[str, Any]:
       "question": sample.question,
       "human_confidence": sample.human_confidence,
       "class_ids": list(sample.class_ids),
+      "image_id": sample.image_id,
     },
     "ground_truth": {
       "reasoning_obj_ids": list(sample.reasoning_obj_ids),
       "answer_obj_ids": list(sample.answer_obj_ids),
       "num_reasoning_masks": len(sample.reasoning_gt),
       "num_answer_masks": len(sample.answer_gt),
+      **{f"{role}_area_shares": shares[role] for role in ROLES},
     },
     "prediction": {
-      "text": sample.text,
+      "text": sample.text.encode("utf-8", "replace").decode(),  # half characters cannot be saved
       "thinking": sample.thinking,
       "num_pred_masks": len(objects),
       "num_reasoning_masks": len(rles["reasoning"]),

@@ -1,15 +1,16 @@
-"""Means over masks (LQ, SQ, mIoU), per class, with bootstrap intervals over samples.
+"""Means over masks (LQ, SQ, mIoU), per class, with bootstrap intervals over pictures.
 
-A sample is a mapping with `reasoning_ious` and `answer_ious` (one value a ground-truth mask) and
-`class_ids`. LQ is the share of ground-truth masks with IoU > 0.5, SQ the mean IoU of those, mIoU
-the mean of all; an empty set gives 0. Source: `evaluate_all_samples` of vrt_eval_single.py.
+A sample is a mapping with `reasoning_ious` and `answer_ious` (one value a ground-truth mask),
+`class_ids` and, where several samples may share a picture, `image_id`. LQ is the share of
+ground-truth masks with IoU > 0.5, SQ the mean IoU of those, mIoU the mean of all; an empty set
+gives 0. Source: `evaluate_all_samples` of vrt_eval_single.py.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 HIT_IOU = 0.5
 ROLES = ("reasoning", "answer")
@@ -66,35 +67,73 @@ def bootstrap_ci(
   resamples: int = CI_RESAMPLES,
   level: float = CI_LEVEL,
 ) -> dict[str, list[float]]:
-  """[low, high] of each metric: percentiles over resampled *samples* (the unit that is drawn).
+  """[low, high] of each metric: percentiles over sets of resampled pictures.
 
-  Deterministic in `seed`. Masks of one picture are not independent, so pictures are resampled, not
-  masks. Without samples every interval is [0, 0].
+  Deterministic in `seed`. Masks and questions of one picture are not independent, so a picture is
+  drawn with all that belongs to it. Without samples every interval is [0, 0].
   """
   if not samples:
     return {name: [0.0, 0.0] for name in METRICS}
-  rng = np.random.default_rng(seed)
-  count = len(samples)
-  weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
+  weights = resampling_weights(cluster_indices(samples), seed, resamples)
+  draws = resampled_metrics(samples, weights)
   tail = 100 * (1 - level) / 2
-  intervals = {}
+  return {
+    name: [float(v) for v in np.percentile(values, [tail, 100 - tail])]
+    for name, values in draws.items()
+  }
+
+
+def cluster_indices(samples: Sequence[Sample]) -> Int64[np.ndarray, "S"]:
+  """The number of each sample's picture; a sample without `image_id` is a picture of its own."""
+  numbers: dict[tuple[str, str | int], int] = {}
+  keys = [
+    ("image", sample["image_id"]) if sample.get("image_id") else ("sample", i)
+    for i, sample in enumerate(samples)
+  ]
+  return np.asarray([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+
+
+def resampling_weights(
+  clusters: Int64[np.ndarray, "S"], seed: int, resamples: int
+) -> Float[np.ndarray, "R S"]:
+  """How often each sample is in each bootstrap set: its cluster's count of draws.
+
+  As many clusters are drawn, with replacement, as there are.
+  """
+  count = int(clusters.max()) + 1
+  rng = np.random.default_rng(seed)
+  drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+  return drawn[:, clusters].astype(np.float64)
+
+
+def resampled_metrics(
+  samples: Sequence[Sample], weights: Float[np.ndarray, "R S"]
+) -> dict[str, Float[np.ndarray, "R"]]:
+  """Each metric of each weighted set of samples."""
+  draws = {}
   for role in ROLES:
     masks, total, hits, hit_total = (weights @ _sums(samples, role)).T
-    draws = {
+    draws |= {
       f"{role}_miou": _ratio(total, masks),
       f"{role}_lq": _ratio(hits, masks),
       f"{role}_sq": _ratio(hit_total, hits),
     }
-    for name, values in draws.items():
-      intervals[name] = [float(v) for v in np.percentile(values, [tail, 100 - tail])]
-  return intervals
+  return draws
 
 
-def mask_precision(samples: Sequence[Sample], num_predicted: Sequence[int], role: str) -> float:
-  """Share of a role's predicted masks whose partner has IoU > 0.5; 0 without predictions."""
-  predicted = sum(num_predicted)
-  hits = sum(iou > HIT_IOU for iou in pooled_ious(samples, role))
-  return hits / predicted if predicted else 0.0
+def detection(samples: Sequence[Sample], num_predicted: Sequence[int], role: str) -> dict:
+  """`precision`, `f1` and `masks_per_sample` of a role, which LQ, SQ and mIoU do not see.
+
+  Precision is the share of predicted masks whose partner has IoU > 0.5, F1 its harmonic mean with
+  LQ; 0 where there is nothing to divide by.
+  """
+  predicted, ious = sum(num_predicted), pooled_ious(samples, role)
+  hits = sum(iou > HIT_IOU for iou in ious)
+  return {
+    "precision": hits / predicted if predicted else 0.0,
+    "f1": 2 * hits / (predicted + len(ious)) if predicted + len(ious) else 0.0,
+    "masks_per_sample": predicted / len(samples) if samples else 0.0,
+  }
 
 
 def _sums(samples: Sequence[Sample], role: str) -> Float[np.ndarray, "S 4"]:

@@ -122,6 +122,15 @@ def union_rle(rles: Sequence[Mask]) -> Rle:
   return {"size": normal[0]["size"], "counts": merged["counts"].decode()}
 
 
+def area_shares(masks: Sequence[Mask]) -> list[float]:
+  """Each mask's share of its picture's pixels; raises ValueError where one is malformed."""
+  if not masks:
+    return []
+  rles = [as_rle(mask) for mask in masks]
+  areas = coco.area(rles).tolist()
+  return [area / (r["size"][0] * r["size"][1]) for area, r in zip(areas, rles, strict=True)]
+
+
 def iou_matrix(pred: Sequence[Mask], gt: Sequence[Mask]) -> Float[np.ndarray, "M N"]:
   """IoU of every predicted with every ground-truth mask, float32; an empty union gives 0.
 

@@ -1,10 +1,9 @@
 """Credit for single mentions: which tokens are to thank, or to blame, for a mask.
 
-An advantage of a whole sample praises every object of a trace for what one of them earned. What a
-reasoning mask earned by itself can go to the tokens of its mention alone, which says more about
-them with less noise. Source: process supervision in GRPO (arXiv 2402.03300, section 4.1.3), with a
-mention as the step; here a step has its own reward only, not those of later steps, and is compared
-with the same step of the group's other samples.
+An advantage of a whole sample praises every object of a trace for what one of them earned. What
+reasoning masks earn by themselves can go to the tokens of their own mentions and of those before
+them, which could still change it, and not to those after. Source: process supervision in GRPO
+(arXiv 2402.03300, section 4.1.3), with a mention as the step.
 """
 
 from collections.abc import Sequence
@@ -21,15 +20,16 @@ def mention_credit(
 ) -> Float[np.ndarray, "G N"]:
   """What is added to the advantages of the tokens of a group's samples, float32.
 
-  The k-th reasoning mention earned what its mask did, minus the mean of all samples' k-th mentions,
-  where a sample that has fewer earned 0. That goes to its tokens: from behind the [SEG] before it
-  to its own. The tokens that follow a sample's last mention, up to the next [SEG] or the end, get 0
-  minus the mean of the next mentions, so that stopping is compared with going on.
+  The tokens of the k-th reasoning mention, from behind the [SEG] before it to its own, get what
+  this and all later ones earned, minus the mean of that over the samples, where one that has fewer
+  mentions earned 0. The tokens behind a sample's last mention, up to the next [SEG] or the end, get
+  0 minus the mean of the next mentions: stopping is compared with going on.
   """
   earned = np.zeros((len(samples), 1 + max(len(score.mentions) for score in scores)), np.float32)
   for row, score in zip(earned, scores, strict=True):
     row[: len(score.mentions)] = score.mentions
-  earned -= earned.mean(axis=0)
+  earned = np.cumsum(earned[:, ::-1], axis=1)[:, ::-1]
+  earned = earned - earned.mean(axis=0)
   credit = np.zeros((len(samples), num_tokens), np.float32)
   for row, sample, values in zip(credit, samples, earned, strict=True):
     ends = [slot + 1 for slot in sample.seg_slots] + [sample.num_tokens]
