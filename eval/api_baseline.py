@@ -84,8 +84,6 @@ class Args:
   """Records that are asked about, from the first; 0 for all."""
   allow_errors: bool = False
   """Score questions that ended with an error as empty answers, instead of failing."""
-  pictures: int = 100
-  """How many of the worst samples get a picture in the report."""
 
   def request(self) -> RequestSettings:
     """The part that decides what is asked."""
@@ -140,7 +138,7 @@ def baseline(args: Args) -> dict[str, Any]:
   results = score_samples(samples, settings_hash(args, settings), model_path=args.model)
   write_results(results, args.out)
   images = {record.key: record.image for record in records}
-  write_report(results, args.out, images, max_pictures=args.pictures)
+  write_report(results, args.out, images)
   return results
 
 
@@ -149,7 +147,7 @@ def check_args(args: Args) -> None:
   for name in ("max_boxes", "max_tokens", "concurrency", "timeout_s"):
     if getattr(args, name) <= 0:
       raise ValueError(f"--{name.replace('_', '-')} must be above 0")
-  for name in ("max_side", "retries", "num_samples", "pictures"):
+  for name in ("max_side", "retries", "num_samples"):
     if getattr(args, name) < 0:
       raise ValueError(f"--{name.replace('_', '-')} must not be negative")
   if (args.input_price is None) != (args.output_price is None):

@@ -1,24 +1,40 @@
-"""`report.html`: one self-contained page with the numbers and the worst samples first."""
+"""`report.html`: one self-contained page with the numbers and every sample, to look at and filter.
+
+A sample shows its picture with the predicted masks beside the true ones; a mask lights up with its
+mention in the text. The page is `eval/report_page` and `vrt_jax/viewer`, with the data inside.
+"""
 
 import base64
-import dataclasses
 import html
 import io
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from vrt_jax.draw import draw_overlay
 from vrt_jax.files import write_whole
 from vrt_jax.metrics import PredictedMask
-from vrt_jax.metrics.summary import METRICS, ROLES
+from vrt_jax.metrics.summary import HIT_IOU, METRICS, ROLES
+from vrt_jax.viewer.view import json_script, page, shown_size, target_view, trace_view
 
 REPORT_FILE = "report.html"
-THUMBNAIL_WIDTH = 1000
-JPEG_QUALITY = 80
+PAGE = Path(__file__).parent / "report_page"
+PICTURE_PX = 560
+"""Longer side of a picture."""
+JPEG_QUALITY = 62
+OTHER_OBJECT_IOU = 0.1
+"""Below it a mask is on another object; up to `HIT_IOU` it is a poor mask of the right one."""
+KINDS = (
+  "invalid output",
+  "wrong answer",
+  "missed evidence",
+  "poor mask",
+  "extra masks",
+  "right",
+)
 
 LABELS = {
   "reasoning_lq": "R-LQ",
@@ -28,62 +44,115 @@ LABELS = {
   "answer_sq": "A-SQ",
   "answer_miou": "A-mIoU",
 }
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #262a33; max-width: 1060px; margin: 2em auto;
-  padding: 0 1em; }
-table { border-collapse: collapse; margin: 1em 0 2em; }
-th, td { padding: .35em .9em; border-bottom: 1px solid #e2e5ea; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-th { color: #7a818f; font-weight: 600; }
-.ci { color: #7a818f; font-size: 85%; }
-article { border-top: 1px solid #e2e5ea; padding: 1.2em 0; }
-article h3 { margin: 0 0 .3em; }
-article p { margin: .3em 0; overflow-wrap: anywhere; }
-article img { width: 100%; height: auto; margin-top: .6em; border: 1px solid #e2e5ea; }
-"""
+PUBLISHED = ("reasoning_lq", "reasoning_sq", "answer_miou")
 
 
 def write_report(
   results: Mapping[str, Any],
   out_dir: str | os.PathLike[str],
   images: Mapping[str, bytes] | None = None,
-  max_pictures: int = 100,
 ) -> Path:
   """Writes `report.html` into `out_dir` and returns its path.
 
-  `results` is the content of the results file; `images` the encoded pictures by key. The
-  `max_pictures` worst samples get a picture. Every text is escaped; nothing is loaded from outside.
+  `results` is the content of the results file; `images` the encoded pictures by key. Texts are data
+  and never markup; nothing is loaded from outside.
   """
-  details = sorted(results["detailed_results"], key=_quality)
-  articles = []
-  for position, detail in enumerate(details):
-    image = (images or {}).get(detail["sample_info"]["key"])
-    shown = image if position < max_pictures else None
-    articles.append(_article(detail, shown))
-  body = [
-    "<h1>VRT-Bench report</h1>",
-    _summary_line(results),
-    _headline_table(results),
-    _class_table(results),
-    "<h2>Samples, worst first</h2>",
-    *articles,
-  ]
-  page = (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>VRT-Bench report</title>'
-    f"<style>{STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
+  details = results["detailed_results"]
+  pictures, names = _pictures(details, images or {})
+  with ThreadPoolExecutor(os.cpu_count()) as pool:
+    samples = list(pool.map(_sample, range(len(details)), details, names))
+  body = "".join(
+    [
+      "<main><h1>VRT-Bench report</h1>",
+      _summary_line(results),
+      _cards(results),
+      "<h2>By tag</h2>",
+      _class_table(results),
+      "<h2>By part</h2>",
+      _breakdown_table(results),
+      "<h2>Samples</h2>",
+      _filters(results),
+      '<div class="samples"><ol id="list" role="listbox" tabindex="0" aria-label="samples"></ol>'
+      '<section id="detail" aria-live="polite"></section></div></main>',
+      json_script("report-data", {"samples": samples, "pictures": pictures}),
+    ]
   )
+  text = page("VRT-Bench report", body, [PAGE / "report.css"], [PAGE / "report.js"])
   out_dir = Path(out_dir)
   out_dir.mkdir(parents=True, exist_ok=True)
   path = out_dir / REPORT_FILE
-  write_whole(path, page)
+  write_whole(path, text)
   return path
 
 
-def _quality(detail: Mapping[str, Any]) -> float:
-  """Mean IoU over all ground-truth masks of a sample."""
-  ious = [iou for role in ROLES for iou in detail["evaluation_details"][f"{role}_ious"]]
-  return sum(ious) / len(ious) if ious else 0.0
+def error_kinds(detail: Mapping[str, Any]) -> list[str]:
+  """Which of `KINDS` an entry of `detailed_results` is; "right" where it is none of the others.
+
+  A true mask whose partner has an IoU below 0.1 is missed ("wrong answer", "missed evidence"), from
+  there to 0.5 it has a "poor mask"; a role with more masks than true ones has "extra masks".
+  """
+  ious, truth = detail["evaluation_details"], detail["ground_truth"]
+  values = [iou for role in ROLES for iou in ious[f"{role}_ious"]]
+  extra = [detail["prediction"][f"num_{role}_masks"] > truth[f"num_{role}_masks"] for role in ROLES]
+  found = {
+    "invalid output": bool(detail["error"]),
+    "wrong answer": any(iou < OTHER_OBJECT_IOU for iou in ious["answer_ious"]),
+    "missed evidence": any(iou < OTHER_OBJECT_IOU for iou in ious["reasoning_ious"]),
+    "poor mask": any(OTHER_OBJECT_IOU <= iou <= HIT_IOU for iou in values),
+    "extra masks": any(extra),
+  }
+  return [kind for kind, there in found.items() if there] or ["right"]
+
+
+def _sample(number: int, detail: Mapping[str, Any], picture: str) -> dict[str, Any]:
+  info, prediction = detail["sample_info"], detail["prediction"]
+  ious = {role: detail["evaluation_details"][f"{role}_ious"] for role in ROLES}
+  values = [iou for role in ROLES for iou in ious[role]]
+  objects = [PredictedMask(**entry) for entry in prediction["objects"]]
+  size = shown_size(tuple(detail["image_size"]), PICTURE_PX)
+  view = trace_view(prediction["text"], objects, size)
+  view["targets"] = [
+    target
+    for role in ROLES
+    for target in target_view(detail["ground_truth"][f"{role}_masks_rle"], ious[role], role, size)
+  ]
+  return {
+    "number": number,
+    "key": info["key"],
+    "question": info["question"],
+    "tags": info["class_ids"],
+    "kinds": error_kinds(detail),
+    "invalid": detail["error"],
+    "quality": sum(values) / len(values) if values else 0.0,
+    "picture": picture,
+    "view": view,
+  }
+
+
+def _pictures(
+  details: list[Mapping[str, Any]], images: Mapping[str, bytes]
+) -> tuple[dict[str, str], list[str]]:
+  """Data URLs by name, each picture once, and the name of each sample's picture."""
+  names = [d["sample_info"].get("image_id") or d["sample_info"]["key"] for d in details]
+  files = {
+    name: images[d["sample_info"]["key"]]
+    for name, d in zip(names, details, strict=True)
+    if d["sample_info"]["key"] in images
+  }
+  with ThreadPoolExecutor(os.cpu_count()) as pool:
+    urls = pool.map(_data_url, files.values())
+    return dict(zip(files, urls, strict=True)), names
+
+
+def _data_url(image: bytes) -> str:
+  """A small JPEG of an encoded picture."""
+  with Image.open(io.BytesIO(image)) as picture:
+    height, width = shown_size((picture.height, picture.width), PICTURE_PX)
+    picture.draft("RGB", (2 * width, 2 * height))
+    small = picture.convert("RGB").resize((width, height), Image.Resampling.BOX, reducing_gap=2.0)
+  buffer = io.BytesIO()
+  small.save(buffer, "JPEG", quality=JPEG_QUALITY)
+  return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _percent(value: float) -> str:
@@ -97,62 +166,83 @@ def _summary_line(results: Mapping[str, Any]) -> str:
     f"{results['total_answer_masks_evaluated']} answer masks",
     f"invalid outputs {_percent(results['invalid'])} %",
   ]
-  facts += [f"{role} precision {_percent(results['precision'][role])} %" for role in ROLES]
-  facts += [f"{name} {results[name]}" for name in ("model_path", "config_hash") if results[name]]
-  return f"<p>{html.escape(', '.join(facts))}</p>"
-
-
-def _headline_table(results: Mapping[str, Any]) -> str:
-  rows = []
-  for name, label in LABELS.items():
-    low, high = results["metrics_ci"][name]
-    rows.append(
-      f"<tr><td>{label}</td><td><b>{_percent(results['metrics'][name])}</b></td>"
-      f'<td class="ci">{_percent(low)} to {_percent(high)}</td></tr>'
+  for role in ROLES:
+    facts.append(
+      f"{role}: precision {_percent(results['precision'][role])} %, F1"
+      f" {_percent(results['f1'][role])} %, {results['masks_per_sample'][role]:.1f} masks a sample"
     )
-  head = "<tr><th>metric</th><th>%</th><th>95 % interval</th></tr>"
-  return f"<table>{head}{''.join(rows)}</table>"
+  facts += [f"{name} {results[name]}" for name in ("model_path", "config_hash") if results[name]]
+  return f'<p class="facts">{html.escape(" · ".join(facts))}</p>'
+
+
+def _cards(results: Mapping[str, Any]) -> str:
+  """The metrics with their intervals, the published ones first."""
+  cards = []
+  for name in (*PUBLISHED, *(n for n in LABELS if n not in PUBLISHED)):
+    low, high = results["metrics_ci"][name]
+    main = " main" if name in PUBLISHED else ""
+    cards.append(
+      f'<div class="card{main}"><span>{LABELS[name]}</span>'
+      f"<b>{_percent(results['metrics'][name])}</b>"
+      f"<span>95 %: {_percent(low)} to {_percent(high)}</span></div>"
+    )
+  return f'<div class="cards">{"".join(cards)}</div>'
 
 
 def _class_table(results: Mapping[str, Any]) -> str:
-  head = "".join(f"<th>{LABELS[name]}</th>" for name in METRICS)
   rows = []
   for class_id, entry in sorted(results["per_cls_metrics"].items()):
-    cells = "".join(f"<td>{_percent(entry[name])}</td>" for name in METRICS)
-    rows.append(f"<tr><td>{html.escape(class_id)}</td><td>{entry['sample_count']}</td>{cells}</tr>")
-  return f"<table><tr><th>class</th><th>samples</th>{head}</tr>{''.join(rows)}</table>"
+    rows.append(_metric_row(class_id, entry["sample_count"], entry))
+  return _metric_table("tag", rows)
 
 
-def _article(detail: Mapping[str, Any], image: bytes | None) -> str:
-  info, prediction = detail["sample_info"], detail["prediction"]
-  ious = []
-  for role in ROLES:
-    values = detail["evaluation_details"][f"{role}_ious"]
-    ious.append(f"{role} IoU: {', '.join(f'{v:.2f}' for v in values) or 'no mask'}")
-  lines = [
-    f"<h3>{html.escape(info['question'])}</h3>",
-    f"<p class='ci'>{html.escape(info['key'])} {html.escape(' '.join(info['class_ids']))}</p>",
-    f"<p>{html.escape('; '.join(ious))}</p>",
-    f"<p>{html.escape(prediction['text'])}</p>",
-  ]
-  if detail["error"]:
-    lines.append(f"<p>invalid: {html.escape(detail['error'])}</p>")
-  if image is not None:
-    lines.append(f'<img alt="overlay" src="{_thumbnail(detail, image)}">')
-  return f"<article>{''.join(lines)}</article>"
+def _breakdown_table(results: Mapping[str, Any]) -> str:
+  names = {
+    "target_size": "mask's share of the picture",
+    "num_evidence": "evidence objects",
+    "num_words": "words of the output",
+  }
+  rows = []
+  for part, label in names.items():
+    for name, entry in results["breakdowns"][part].items():
+      count = sum(entry[f"{role}_mask_count"] for role in ROLES)
+      rows.append(
+        _metric_row(f"{label}: {name}", entry.get("sample_count", f"{count} masks"), entry)
+      )
+  return _metric_table("part", rows)
 
 
-def _thumbnail(detail: Mapping[str, Any], image: bytes) -> str:
-  """The overlay as a data URL."""
-  prediction = detail["prediction"]
-  objects = [
-    dataclasses.replace(PredictedMask(**entry), index=position)
-    for position, entry in enumerate(prediction["objects"])
-  ]
-  question, text = detail["sample_info"]["question"], prediction["text"]
-  with Image.open(io.BytesIO(image)) as picture:
-    overlay = draw_overlay(picture, question, text, objects, [o.rle for o in objects])
-  overlay.thumbnail((THUMBNAIL_WIDTH, 10 * THUMBNAIL_WIDTH), Image.Resampling.LANCZOS)
-  buffer = io.BytesIO()
-  overlay.save(buffer, "JPEG", quality=JPEG_QUALITY)
-  return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _metric_row(name: str, count: object, entry: Mapping[str, float]) -> str:
+  cells = []
+  for metric in METRICS:
+    width = round(60 * entry[metric])
+    role = metric.partition("_")[0]
+    bar = f'<span class="bar {role}" style="width:{width}px"></span>'
+    cells.append(f"<td>{bar if metric in PUBLISHED else ''}{_percent(entry[metric])}</td>")
+  return f"<tr><td>{html.escape(name)}</td><td>{count}</td>{''.join(cells)}</tr>"
+
+
+def _metric_table(first: str, rows: list[str]) -> str:
+  head = "".join(f"<th>{LABELS[name]}</th>" for name in METRICS)
+  return (
+    f'<div class="scroll"><table><tr><th>{first}</th><th>samples</th>{head}</tr>'
+    f"{''.join(rows)}</table></div>"
+  )
+
+
+def _filters(results: Mapping[str, Any]) -> str:
+  def select(name: str, options: list[tuple[str, str]]) -> str:
+    inner = "".join(
+      f'<option value="{html.escape(value)}">{html.escape(text)}</option>'
+      for value, text in options
+    )
+    return f'<select id="{name}" aria-label="{name}">{inner}</select>'
+
+  tags = [("", "all tags"), *((tag, tag) for tag in sorted(results["per_cls_metrics"]))]
+  kinds = [("", "all kinds"), *((kind, kind) for kind in KINDS)]
+  orders = [("worst", "worst first"), ("best", "best first"), ("data", "as in the data")]
+  return (
+    f'<div class="filters">{select("tag", tags)}{select("kind", kinds)}{select("order", orders)}'
+    '<input id="words" type="search" placeholder="question or key" aria-label="search">'
+    '<span id="count" class="faint" role="status"></span></div>'
+  )

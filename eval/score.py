@@ -43,8 +43,6 @@ class ScoreConfig:
   """Another model's predictions, to compare with."""
   subset: bool = False
   """Score only the questions that have a prediction, instead of failing."""
-  pictures: int = 100
-  """How many of the worst samples get a picture in the report."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +94,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     }
   write_results(results, config.out)
   images = {record.key: record.image for record in records}
-  write_report(results, config.out, images, max_pictures=config.pictures)
+  write_report(results, config.out, images)
   return results
 
 

@@ -8,7 +8,6 @@ A-mIoU. Greedy decoding; without thinking every mask is an answer, as in the ref
 each batch over their devices; one writes.
 """
 
-import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,20 +20,14 @@ from tqdm import tqdm
 from eval.report import write_report
 from vrt_jax import cli
 from vrt_jax.config import EvalConfig, MeshConfig
+from vrt_jax.data.buckets import Bucket
 from vrt_jax.data.records import EvalRecord
 from vrt_jax.data.sources import eval_records
 from vrt_jax.evaluate import evaluate, headline, short_hash
+from vrt_jax.generate.batches import MAX_BUCKETS, choose_buckets, coarse_patches
 from vrt_jax.generate.predictor import Predictor, Request, prompt_bucket
 from vrt_jax.model_directory import Loaded, load
 from vrt_jax.runtime import batch_parts, is_leader, make_mesh, say, start_processes
-
-PATCH_STEP = 256
-"""Patches of a bucket are a multiple of this; tokens, of the predictor's step of 64."""
-MAX_BUCKETS = 4
-"""Programs that are compiled at most."""
-
-Size = tuple[int, int]
-"""(tokens, patches)."""
 
 
 @dataclass(frozen=True)
@@ -57,36 +50,10 @@ class Args:
   num_samples: int = 0
   """Records that are scored, from the first; 0 for all."""
   pictures: int = 20
-  """Overlays of the first samples, and pictures of the worst ones in the report."""
+  """Overlays of the first samples; the report shows all."""
 
 
-def choose_buckets(sizes: Sequence[Size], max_buckets: int) -> tuple[Size, ...]:
-  """At most `max_buckets` nested (tokens, patches), ascending, that hold all `sizes`.
-
-  Starts with one bucket a patch count and merges the neighbours whose merger pads the fewest
-  patches. Example: (64, 256) nine times, (64, 512), (128, 1024) -> ((64, 256), (128, 1024)) for two
-  buckets: one sample pads 512 patches, where nine would pad 256 each.
-  """
-  tokens: dict[int, int] = {}
-  counts: dict[int, int] = {}
-  for num_tokens, num_patches in sizes:
-    tokens[num_patches] = max(num_tokens, tokens.get(num_patches, 0))
-    counts[num_patches] = counts.get(num_patches, 0) + 1
-  while len(counts) > max_buckets:
-    patches = sorted(counts)
-    padding = [counts[a] * (b - a) for a, b in itertools.pairwise(patches)]
-    i = padding.index(min(padding))
-    small, large = patches[i], patches[i + 1]
-    counts[large] += counts.pop(small)
-    tokens[large] = max(tokens[large], tokens.pop(small))
-  buckets, largest = [], 0
-  for num_patches in sorted(counts):
-    largest = max(largest, tokens[num_patches])
-    buckets.append((largest, num_patches))
-  return tuple(buckets)
-
-
-def prompt_sizes(loaded: Loaded, records: Sequence[EvalRecord], thinking: bool) -> list[Size]:
+def prompt_sizes(loaded: Loaded, records: Sequence[EvalRecord], thinking: bool) -> list[Bucket]:
   """Rounded (tokens, patches) of every prompt.
 
   Raises:
@@ -100,7 +67,7 @@ def prompt_sizes(loaded: Loaded, records: Sequence[EvalRecord], thinking: bool) 
       )
     except ValueError as error:
       raise ValueError(f"sample {record.key}: {error}") from error
-    sizes.append((num_tokens, -(-num_patches // PATCH_STEP) * PATCH_STEP))
+    sizes.append((num_tokens, coarse_patches(num_patches)))
   return sizes
 
 
@@ -138,7 +105,7 @@ def bench(args: Args) -> dict[str, Any]:
   )
   if is_leader():
     images = {record.key: record.image for record in records}
-    write_report(results, args.out, images, max_pictures=args.pictures)
+    write_report(results, args.out, images)
   return results
 
 

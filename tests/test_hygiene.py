@@ -25,10 +25,11 @@ ROOMS = (
   ("ops",),
   ("data", "models", "draw"),
   ("model_directory", "losses", "metrics"),
-  ("generate",),
+  ("generate", "viewer"),
   ("rl",),
   ("evaluate",),
   ("train",),
+  ("serve",),
   ("predict",),
 )
 """A file imports from its own room and from earlier rows; rooms of one row know nothing of each

@@ -1,86 +1,217 @@
-"""python -m vrt_jax.predict: one picture and one question -> prediction.json and overlay.png.
+"""python -m vrt_jax.predict: pictures and questions -> prediction.json and overlay.png.
 
 python -m vrt_jax.predict --image photo.jpg --question "Which key opens the lock?" --out out
+python -m vrt_jax.predict --image folder/ --question "Where is the exit?" --out out
+python -m vrt_jax.predict --requests requests.jsonl --out out
+python -m vrt_jax.predict --serve
+
+A line of requests.jsonl is {"image": path, "question": text}, the path from the file's folder. Of
+several pictures each has its own folder in --out; what is there already is not asked again.
 """
 
 import dataclasses
 import io
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vrt_jax import cli
+from vrt_jax.files import write_whole
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+PREDICTION_FILE = "prediction.json"
 
 
 @dataclass(frozen=True)
 class Args:
-  """Answers a question about a picture with a reasoning trace and masks."""
+  """Answers questions about pictures with reasoning traces and masks."""
 
-  image: Path
-  """Picture file."""
-  question: str
-  out: Path
-  """Folder for prediction.json and overlay.png."""
+  image: Path | None = None
+  """Picture file, or a folder whose pictures are all asked the question."""
+  question: str = ""
+  requests: Path | None = None
+  """JSON lines {"image", "question"}, instead of --image and --question."""
+  out: Path | None = None
+  """Folder for prediction.json and overlay.png; of several pictures, for a folder each."""
   checkpoint: str = "shapes"
   """Model directory; the shipped shapes model where left out."""
   no_thinking: bool = False
   """Ask for the answer without a reasoning trace."""
   max_new_tokens: int = 2048
   max_masks: int = 64
+  batch_size: int = 1
+  """Of several pictures."""
   temperature: float = 0.0
   """0 is greedy."""
   top_p: float = 1.0
   seed: int = 0
+  serve: bool = False
+  """Start a web page on this machine, to upload pictures and ask about them."""
+  host: str = "127.0.0.1"
+  """Address of the page; others than this machine reach it only where you name another one."""
+  port: int = 8000
+
+
+@dataclass(frozen=True)
+class Item:
+  """One question to answer: the name of its folder, and what is asked."""
+
+  name: str
+  image: Path
+  question: str
+
+
+def items_of(args: Args) -> list[Item]:
+  """The questions that the arguments name, in order.
+
+  Raises:
+    ValueError: the arguments or a line of the requests are wrong, or there is no picture.
+  """
+  if (args.image is None) == (args.requests is None):
+    raise ValueError("give either --image or --requests (or --serve)")
+  if args.out is None:
+    raise ValueError("--out is missing: the folder for the results")
+  if args.requests is not None:
+    return read_requests(args.requests)
+  if not args.question.strip():
+    raise ValueError("--question is missing")
+  if args.image.is_dir():
+    files = sorted(p for p in args.image.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+    if not files:
+      raise ValueError(f"no picture in {args.image} ({', '.join(PICTURE_SUFFIXES)})")
+    return [Item(p.relative_to(args.image).as_posix(), p, args.question) for p in files]
+  if not args.image.is_file():
+    raise ValueError(f"image {args.image} does not exist")
+  return [Item("", args.image, args.question)]
+
+
+def read_requests(path: Path) -> list[Item]:
+  """The items of a file of JSON lines; ValueError that names the line for anything malformed."""
+  items = []
+  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    if not line.strip():
+      continue
+    try:
+      entry = json.loads(line)
+    except json.JSONDecodeError as error:
+      raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from error
+    fields = [entry.get(k) if isinstance(entry, dict) else None for k in ("image", "question")]
+    if not all(isinstance(value, str) and value.strip() for value in fields):
+      raise ValueError(f'{path}, line {number}: needs the texts "image" and "question"')
+    image = path.parent / fields[0]
+    items.append(Item(f"{number:05d}-{image.stem}", image, fields[1]))
+  if not items:
+    raise ValueError(f"{path} holds no requests")
+  return items
 
 
 def predict(args: Args) -> None:
-  """Runs the model and writes both files.
+  """Answers every question and writes its files.
 
   Raises:
-    ValueError: the picture or the model directory cannot be read.
+    ValueError: the arguments or the model directory are wrong, or pictures could not be used; all
+      others are answered first.
   """
-  from PIL import Image
+  from tqdm import tqdm
 
   from vrt_jax import model_directory
   from vrt_jax.config import EvalConfig
-  from vrt_jax.draw import draw_overlay
+  from vrt_jax.generate.batches import MAX_BUCKETS, choose_buckets, coarse_patches
   from vrt_jax.generate.predictor import Predictor, Request, prompt_bucket
   from vrt_jax.generate.sampling import Sampling
 
-  if not args.image.is_file():
-    raise ValueError(f"image {args.image} does not exist")
+  items = items_of(args)
+  many = items[0].name != ""
+  todo = [i for i in items if not many or not (args.out / i.name / PREDICTION_FILE).is_file()]
+  if not todo:
+    print(f"all {len(items)} answers are in {args.out} already")
+    return
   loaded = model_directory.load(args.checkpoint)
-  request = Request(args.image.read_bytes(), args.question)
-  config = EvalConfig(
-    batch_size=1,
-    max_new_tokens=args.max_new_tokens,
-    max_masks=args.max_masks,
-    prompt_buckets=(prompt_bucket(loaded, request, thinking=not args.no_thinking),),
-  )
-  predictor = Predictor(
-    loaded,
-    config,
-    thinking=not args.no_thinking,
-    sampling=Sampling(args.temperature, args.top_p),
-    seed=args.seed,
-  )
-  (prediction,) = predictor.predict([request])
-  args.out.mkdir(parents=True, exist_ok=True)
+  thinking, failures, sized = not args.no_thinking, [], []
+  for item in tqdm(todo, desc="prompts", unit="picture", disable=not many):
+    try:
+      request = Request(item.image.read_bytes(), item.question)
+      tokens, patches = prompt_bucket(loaded, request, thinking)
+    except (OSError, ValueError) as error:
+      failures.append(f"{item.image}: {' '.join(str(error).split())}")
+      continue
+    sized.append(((coarse_patches(patches) if many else patches, tokens), item))
+  if failures and not many:
+    raise ValueError(failures[0])
+  for failure in failures:
+    print(failure, file=sys.stderr)
+  if sized:
+    sized.sort(key=lambda pair: pair[0])
+    config = EvalConfig(
+      batch_size=max(1, min(args.batch_size, len(sized))),
+      max_new_tokens=args.max_new_tokens,
+      max_masks=args.max_masks,
+      prompt_buckets=choose_buckets([size[::-1] for size, _ in sized], MAX_BUCKETS),
+    )
+    predictor = Predictor(
+      loaded,
+      config,
+      thinking=thinking,
+      sampling=Sampling(args.temperature, args.top_p),
+      seed=args.seed,
+    )
+    answer(predictor, [item for _, item in sized], args.out, config.batch_size, many)
+  if failures:
+    raise ValueError(f"{len(failures)} of {len(items)} pictures could not be used (named above)")
+
+
+def answer(predictor, items: Sequence[Item], out: Path, batch_size: int, many: bool) -> None:
+  """Predicts batch by batch and writes each answer as soon as it is there."""
+  from tqdm import tqdm
+
+  from vrt_jax.generate.predictor import Request
+
+  with tqdm(total=len(items), desc="answers", unit="picture", disable=not many) as bar:
+    for start in range(0, len(items), batch_size):
+      batch = items[start : start + batch_size]
+      requests = [Request(item.image.read_bytes(), item.question) for item in batch]
+      for item, request, found in zip(batch, requests, predictor.predict(requests), strict=True):
+        folder = out / item.name
+        write_prediction(folder, request, found)
+        bar.update()
+        if not many:
+          print(found.text)
+          print(f"{len(found.masks)} masks: {folder / PREDICTION_FILE}, {folder / 'overlay.png'}")
+
+
+def write_prediction(folder: Path, request, prediction) -> None:
+  """overlay.png, then prediction.json, which is there whole or not at all."""
+  from PIL import Image
+
+  from vrt_jax.draw import draw_overlay
+
+  folder.mkdir(parents=True, exist_ok=True)
   objects = [
     {k: v for k, v in dataclasses.asdict(o).items() if k != "object_number"}
     for o in prediction.objects()
   ]
-  document = {"text": prediction.text, "objects": objects}
-  (args.out / "prediction.json").write_text(json.dumps(document, indent=2, ensure_ascii=False))
   picture = Image.open(io.BytesIO(request.image)).convert("RGB")
   overlay = draw_overlay(
-    picture, args.question, prediction.text, prediction.mentions, prediction.masks
+    picture, request.question, prediction.text, prediction.mentions, prediction.masks
   )
-  overlay.save(args.out / "overlay.png")
-  print(prediction.text)
-  print(f"{len(objects)} masks: {args.out / 'prediction.json'}, {args.out / 'overlay.png'}")
+  overlay.save(folder / "overlay.png")
+  document = {"text": prediction.text, "objects": objects}
+  write_whole(folder / PREDICTION_FILE, json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+  """Command line."""
+  args = cli.parse(Args, sys.argv[1:], "python -m vrt_jax.predict")
+  if not args.serve:
+    predict(args)
+    return
+  from vrt_jax.serve import ServeSettings, serve
+
+  settings = ServeSettings(args.host, args.port, args.max_new_tokens, args.max_masks)
+  serve(args.checkpoint, settings)
 
 
 if __name__ == "__main__":
-  cli.run(lambda: predict(cli.parse(Args, sys.argv[1:], "python -m vrt_jax.predict")))
+  cli.run(main)

@@ -4,7 +4,7 @@ import colorsys
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -52,6 +52,7 @@ class Word:
     self.text, self.colour, self.badge = text, colour, badge
 
 
+MentionT = TypeVar("MentionT", bound=Mention)
 Paragraph = tuple[str, list[Word]]
 
 
@@ -111,27 +112,46 @@ def _sections(text: str) -> list[tuple[str, int, int]]:
   return [("Reasoning", 0, start), ("Answer", start, end), ("", end, len(text))]
 
 
-def paragraphs(
-  text: str, mentions: Sequence[Mention], colours: Mapping[tuple[str, int], Colour]
-) -> list[Paragraph]:
-  """The sections of the text as words, those of a mention in its colour and with its badge."""
+def pieces(
+  text: str, mentions: Sequence[MentionT]
+) -> list[tuple[str, list[tuple[str, MentionT | None]]]]:
+  """(heading, pieces) of each section that has text: words without tags, and whose phrase they are.
+
+  A mention whose span overlaps one before it, or crosses a section's end, is plain text.
+  """
   ordered = sorted(mentions, key=lambda m: m.text_span[0])
   found = []
   for heading, start, end in _sections(text):
-    words: list[Word] = []
+    parts: list[tuple[str, MentionT | None]] = []
     at = start
     for mention in ordered:
       first, last = mention.text_span
       if first < at or last > end or first >= last:
         continue
-      _append(words, clean(text[at:first]))
-      colour = colour_of(mention, colours)
-      _append(words, _CUT_BRACKET.sub("", clean(text[first:last])), colour)
-      words += [Word(" "), Word(badge_of(mention), colour, badge=True)]
+      parts.append((clean(text[at:first]), None))
+      parts.append((_CUT_BRACKET.sub("", clean(text[first:last])), mention))
       at = last
-    _append(words, clean(text[at:end]))
-    if any(word.text.strip() for word in words):
-      found.append((heading, words))
+    parts.append((clean(text[at:end]), None))
+    if any(mention or part.strip() for part, mention in parts):
+      found.append((heading, parts))
+  return found
+
+
+def paragraphs(
+  text: str, mentions: Sequence[Mention], colours: Mapping[tuple[str, int], Colour]
+) -> list[Paragraph]:
+  """The sections of the text as words, those of a mention in its colour and with its badge."""
+  found = []
+  for heading, parts in pieces(text, mentions):
+    words: list[Word] = []
+    for part, mention in parts:
+      if mention is None:
+        _append(words, part)
+        continue
+      colour = colour_of(mention, colours)
+      _append(words, part, colour)
+      words += [Word(" "), Word(badge_of(mention), colour, badge=True)]
+    found.append((heading, words))
   return found
 
 

@@ -15,18 +15,6 @@ from vrt_jax.data.trace import mentions
 from vrt_jax.generate.predictor import Prediction
 
 
-def test_few_buckets_with_little_padding():
-  sizes = [(64, 256)] * 9 + [(64, 512), (128, 1024)]
-  assert vrt_bench.choose_buckets(sizes, 3) == ((64, 256), (64, 512), (128, 1024))
-  assert vrt_bench.choose_buckets(sizes, 2) == ((64, 256), (128, 1024))
-  assert vrt_bench.choose_buckets(sizes, 1) == ((128, 1024),)
-
-
-def test_buckets_are_nested():
-  sizes = [(192, 256), (64, 512), (128, 256), (128, 1024)]
-  assert vrt_bench.choose_buckets(sizes, 4) == ((192, 256), (192, 512), (192, 1024))
-
-
 class LeftHalf:
   """A predictor whose answers are the questions and whose mask is the left half."""
 
@@ -75,5 +63,5 @@ def test_all_files_are_written(inputs, tmp_path):
   assert results["total_samples"] == 3 and results["use_thinking"] is False
   assert results["model_path"] == inputs["checkpoint"] and len(results["config_hash"]) == 12
   assert sorted(path.name for path in tmp_path.glob("*.png")) == ["001.png", "002.png"]
-  assert (tmp_path / "report.html").read_text().count("data:image/jpeg") == 2
+  assert (tmp_path / "report.html").read_text().count("data:image/jpeg") == 3
   assert evaluate.headline(results).startswith("R-LQ ")

@@ -149,12 +149,14 @@ def score_sample(sample: SampleResult) -> dict[str, Any]:
       "class_ids": list(sample.class_ids),
       "image_id": sample.image_id,
     },
+    "image_size": list(sample.image_size),
     "ground_truth": {
       "reasoning_obj_ids": list(sample.reasoning_obj_ids),
       "answer_obj_ids": list(sample.answer_obj_ids),
       "num_reasoning_masks": len(sample.reasoning_gt),
       "num_answer_masks": len(sample.answer_gt),
       **{f"{role}_area_shares": shares[role] for role in ROLES},
+      **{f"{role}_masks_rle": [as_rle(mask) for mask in gt[role]] for role in ROLES},
     },
     "prediction": {
       "text": sample.text.encode("utf-8", "replace").decode(),  # half characters cannot be saved

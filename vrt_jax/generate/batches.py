@@ -1,0 +1,42 @@
+"""Prompt buckets for many questions: few sizes, so that few programs are compiled."""
+
+import itertools
+from collections.abc import Sequence
+
+from vrt_jax.data.buckets import Bucket
+
+PATCH_STEP = 256
+"""Patches of a bucket are a multiple of this."""
+MAX_BUCKETS = 4
+"""Programs that are compiled at most."""
+
+
+def coarse_patches(num_patches: int) -> int:
+  """The next multiple of `PATCH_STEP`."""
+  return -(-num_patches // PATCH_STEP) * PATCH_STEP
+
+
+def choose_buckets(sizes: Sequence[Bucket], max_buckets: int) -> tuple[Bucket, ...]:
+  """At most `max_buckets` nested (tokens, patches), ascending, that hold all `sizes`.
+
+  Starts with one bucket a patch count and merges the neighbours whose merger pads the fewest
+  patches. Example: (64, 256) nine times, (64, 512), (128, 1024) -> ((64, 256), (128, 1024)) for two
+  buckets: one sample pads 512 patches, where nine would pad 256 each.
+  """
+  tokens: dict[int, int] = {}
+  counts: dict[int, int] = {}
+  for num_tokens, num_patches in sizes:
+    tokens[num_patches] = max(num_tokens, tokens.get(num_patches, 0))
+    counts[num_patches] = counts.get(num_patches, 0) + 1
+  while len(counts) > max_buckets:
+    patches = sorted(counts)
+    padding = [counts[a] * (b - a) for a, b in itertools.pairwise(patches)]
+    i = padding.index(min(padding))
+    small, large = patches[i], patches[i + 1]
+    counts[large] += counts.pop(small)
+    tokens[large] = max(tokens[large], tokens.pop(small))
+  buckets, largest = [], 0
+  for num_patches in sorted(counts):
+    largest = max(largest, tokens[num_patches])
+    buckets.append((largest, num_patches))
+  return tuple(buckets)
