@@ -4,8 +4,10 @@
 
 Writes `ver_evaluation_results.json`, `report.html` and overlay pictures, and prints R-LQ, R-SQ and
 A-mIoU. Greedy decoding; without thinking every mask is an answer, as in the reference
-(vrt_eval_single.py, VERLLMEvaluator). Several processes (`vrt_jax.runtime.start_processes`) divide
-each batch over their devices; one writes.
+(vrt_eval_single.py, VERLLMEvaluator). What is done is kept in `partial.jsonl`: after a kill the
+same command goes on there and gives the same file. Several processes
+(`vrt_jax.runtime.start_processes`) divide each batch over their devices; one writes. Machines that
+do not know each other take a shard each (`--shard 0/3`); `python -m eval.merge` joins them.
 """
 
 import sys
@@ -17,6 +19,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from eval.checkpoints import find_model
 from eval.report import write_report
 from vrt_jax import cli
 from vrt_jax.config import EvalConfig, MeshConfig
@@ -27,7 +30,11 @@ from vrt_jax.evaluate import evaluate, headline, short_hash
 from vrt_jax.generate.batches import MAX_BUCKETS, choose_buckets, coarse_patches
 from vrt_jax.generate.predictor import Predictor, Request, prompt_bucket
 from vrt_jax.model_directory import Loaded, load
+from vrt_jax.partial import Partial
 from vrt_jax.runtime import batch_parts, is_leader, make_mesh, say, start_processes
+
+PARTIAL_FILE = "partial.jsonl"
+"""In OUT, while it is not finished."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,8 @@ class Args:
   out: Path
   """Folder for the results file, the report and the pictures."""
   checkpoint: str = "shapes"
-  """Model directory; the shipped shapes model where left out."""
+  """Model directory, a training's workdir, or a Hugging Face folder or id, which is converted into
+  OUT/model; the shipped shapes model where left out."""
   no_thinking: bool = False
   """Ask for the answers without a reasoning trace; every mask is an answer."""
   max_new_tokens: int = 2048
@@ -49,6 +57,8 @@ class Args:
   """Rounded up to a multiple of the devices where there are several processes."""
   num_samples: int = 0
   """Records that are scored, from the first; 0 for all."""
+  shard: str = "0/1"
+  """I/N: every N-th record from the I-th (from 0) on."""
   pictures: int = 20
   """Overlays of the first samples; the report shows all."""
 
@@ -78,8 +88,9 @@ def bench(args: Args) -> dict[str, Any]:
     ValueError: the model directory, the data or a record cannot be used.
   """
   thinking = not args.no_thinking
+  index, count = shard_of(args.shard)
   records = eval_records(args.data, args.num_samples)
-  loaded = load(args.checkpoint)
+  loaded = load(find_model(args.checkpoint, args.out))
   sizes = prompt_sizes(loaded, records, thinking)
   mesh = make_mesh(MeshConfig()) if jax.process_count() > 1 else None
   parts = batch_parts(mesh) if mesh else 1
@@ -91,7 +102,11 @@ def bench(args: Args) -> dict[str, Any]:
     num_samples=args.num_samples,
     num_pictures=args.pictures,
   )
+  records, sizes = records[index::count], sizes[index::count]
   order = sorted(range(len(records)), key=lambda i: (sizes[i][1], sizes[i][0], i))
+  config_hash = settings_hash(loaded, config, thinking)
+  settings = [args.checkpoint, config_hash, short_hash([record.key for record in records])]
+  partial = Partial(args.out / PARTIAL_FILE, settings)
   results = evaluate(
     Predictor(loaded, config, thinking=thinking, mesh=mesh),
     records,
@@ -99,14 +114,24 @@ def bench(args: Args) -> dict[str, Any]:
     config,
     thinking=thinking,
     order=order,
-    config_hash=settings_hash(loaded, config, thinking),
+    config_hash=config_hash,
     model_path=args.checkpoint,
     description="generate",
+    partial=partial,
   )
   if is_leader():
     images = {record.key: record.image for record in records}
     write_report(results, args.out, images)
+  partial.remove()
   return results
+
+
+def shard_of(text: str) -> tuple[int, int]:
+  """(I, N) of "I/N"; ValueError unless 0 <= I < N."""
+  index, _, count = text.partition("/")
+  if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+    raise ValueError(f'--shard is "{text}", not of the form I/N with 0 <= I < N')
+  return int(index), int(count)
 
 
 def settings_hash(loaded: Loaded, config: EvalConfig, thinking: bool) -> str:

@@ -38,6 +38,7 @@ from vrt_jax.data.prompts import (
 from vrt_jax.data.sources import Source, train_source
 from vrt_jax.files import write_whole
 from vrt_jax.model_directory import Loaded
+from vrt_jax.partial import Partial
 from vrt_jax.rl.groups import put_prompts, score_rollout, special_ids
 from vrt_jax.rl.rollout import make_rollout
 from vrt_jax.rl.scoring import Reward
@@ -85,42 +86,6 @@ def settings_of(args: Args) -> dict:
   """What the rewards depend on, as it reads back from JSON."""
   named = dataclasses.asdict(args)
   return json.loads(json.dumps({k: v for k, v in named.items() if k not in ("out", "top")}))
-
-
-class Partial:
-  """Results so far: a line with the settings, then one a batch; one that is cut off is dropped."""
-
-  def __init__(self, path: Path, settings: dict):
-    """Raises ValueError where the file belongs to other settings."""
-    self._path = path
-    self.batches: list[dict] = []
-    head = json.dumps({"settings": settings}) + "\n"
-    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    whole = [line for line in lines if line.endswith(b"\n")]
-    if whole and json.loads(whole[0]) != {"settings": settings}:
-      raise ValueError(f"{path} belongs to other settings: delete it or choose another --out")
-    self.batches = [json.loads(line) for line in whole[1:]]
-    barrier("partial results are read")
-    if is_leader():
-      path.parent.mkdir(parents=True, exist_ok=True)
-      temporary = path.with_suffix(".tmp")
-      temporary.write_bytes(b"".join(whole) or head.encode())
-      os.replace(temporary, path)
-      self._file = path.open("a")
-
-  def add(self, batch: dict) -> None:
-    """Keeps the result of the next batch."""
-    self.batches.append(batch)
-    if is_leader():
-      self._file.write(json.dumps(batch) + "\n")
-      self._file.flush()
-      os.fsync(self._file.fileno())
-
-  def remove(self) -> None:
-    """Deletes the file, when the results are elsewhere."""
-    if is_leader():
-      self._file.close()
-      self._path.unlink()
 
 
 def example_of(
@@ -236,7 +201,7 @@ def select(args: Args, loaded: Loaded) -> dict:
   if len(source) == 0:
     raise ValueError(f"no training records in {args.data}")
   partial = Partial(args.out.with_name(args.out.name + ".partial.jsonl"), settings)
-  done = len(partial.batches)
+  done = len(partial.entries)
   bar = tqdm(
     total=-(-len(source) // args.batch_size), initial=done, unit="batch", disable=not is_leader()
   )
@@ -245,8 +210,8 @@ def select(args: Args, loaded: Loaded) -> dict:
       for result in score_batches(args, loaded, source, done, mesh):
         partial.add(result)
         bar.update()
-  rewards = {key: values for batch in partial.batches for key, values in batch["samples"].items()}
-  unusable = sum((Counter(batch["unusable"]) for batch in partial.batches), Counter())
+  rewards = {key: values for batch in partial.entries for key, values in batch["samples"].items()}
+  unusable = sum((Counter(batch["unusable"]) for batch in partial.entries), Counter())
   content = {
     "samples": best_prompts(rewards, args.top),
     "settings": settings,

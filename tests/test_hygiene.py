@@ -20,9 +20,9 @@ OUTSIDE = ("configs", "eval", "scripts", "converters")
 MAX_LINES = 400
 
 ROOMS = (
-  ("types", "config", "cli", "files", "text_panel"),
+  ("types", "config", "cli", "code_version", "files", "text_panel"),
   ("runtime", "sizes"),
-  ("ops",),
+  ("ops", "partial"),
   ("data", "models", "draw"),
   ("model_directory", "losses", "metrics"),
   ("generate", "viewer"),

@@ -3,7 +3,8 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,17 @@ from tqdm import tqdm
 from vrt_jax.config import EvalConfig
 from vrt_jax.data.records import EvalRecord
 from vrt_jax.draw import draw_overlay
-from vrt_jax.generate.predictor import Prediction, Predictor, Request
-from vrt_jax.metrics.results import PredictedMask, SampleResult, score_samples, write_results
+from vrt_jax.generate.predictor import Predictor, Request
+from vrt_jax.metrics.results import (
+  PredictedMask,
+  SampleResult,
+  results_of,
+  sample_ious,
+  score_sample,
+  write_results,
+)
+from vrt_jax.metrics.summary import summarize
+from vrt_jax.partial import Partial
 from vrt_jax.runtime import is_leader
 
 HEADLINE = {"R-LQ": "reasoning_lq", "R-SQ": "reasoning_sq", "A-mIoU": "answer_miou"}
@@ -65,47 +75,69 @@ def evaluate(
   config_hash: str = "",
   model_path: str = "",
   description: str = "evaluate",
+  partial: Partial | None = None,
 ) -> dict[str, Any]:
   """Generates and scores; writes `ver_evaluation_results.json` and overlay pictures to `out_dir`.
 
   Records are generated in `order` (indices, so that a batch holds prompts of like size) and
   reported in their own. Returns the content of the results file. The first `config.num_pictures`
-  records are drawn. Of several processes, which all call this, one writes.
+  records are drawn. Of several processes, which all call this, one writes. With `partial` the
+  batches that it has are not generated again, and new ones are added to it.
   """
   writes = is_leader()
   if writes:
     out_dir.mkdir(parents=True, exist_ok=True)
   order = range(len(records)) if order is None else order
-  samples: dict[int, SampleResult] = {}
-  for i, prediction in _predictions(predictor, records, order, description):
-    record = records[i]
-    samples[i] = sample_result(record, prediction.text, prediction.objects(), thinking)
-    if writes and i < config.num_pictures:
-      picture = Image.open(io.BytesIO(record.image)).convert("RGB")
-      overlay = draw_overlay(
-        picture, record.question, prediction.text, prediction.mentions, prediction.masks
-      )
-      overlay.save(out_dir / f"{i + 1:03d}.png")
-  in_order = [samples[i] for i in range(len(records))]
-  results = score_samples(in_order, config_hash, model_path=model_path)
+  details: dict[int, dict[str, Any]] = {}
+  with tqdm(total=len(order), desc=description, unit="sample", disable=not writes) as bar:
+    for numbers, answers in _batches(predictor, records, order, config.batch_size, partial):
+      for i, (text, objects) in zip(numbers, answers, strict=True):
+        details[i] = score_sample(sample_result(records[i], text, objects, thinking))
+        if writes and i < config.num_pictures:
+          _draw(records[i], text, objects).save(out_dir / f"{i + 1:03d}.png")
+      bar.update(len(numbers))
+      bar.set_postfix_str(running_metrics(details.values()))
+  in_order = [details[i] for i in range(len(records))]
+  results = results_of(in_order, config_hash, model_path=model_path)
   if writes:
     write_results(results, out_dir)
   return results
 
 
-def _predictions(
-  predictor: Predictor, records: Sequence[EvalRecord], order: Sequence[int], description: str
-) -> Iterator[tuple[int, Prediction]]:
-  """(index of the record, its prediction), with a progress bar."""
-  requests = [Request(records[i].image, records[i].question) for i in order]
-  bar = tqdm(
-    predictor.predict(requests),
-    total=len(order),
-    desc=description,
-    unit="sample",
-    disable=not is_leader(),
-  )
-  yield from zip(order, bar, strict=True)
+Answer = tuple[str, Sequence[PredictedMask]]
+"""A text and its masks."""
+
+
+def _batches(
+  predictor: Predictor,
+  records: Sequence[EvalRecord],
+  order: Sequence[int],
+  batch_size: int,
+  partial: Partial | None,
+) -> Iterator[tuple[Sequence[int], list[Answer]]]:
+  """(indices of the records, their answers) batch by batch, from `partial` as far as it goes."""
+  for position, start in enumerate(range(0, len(order), batch_size)):
+    numbers = order[start : start + batch_size]
+    if partial is not None and position < len(partial.entries):
+      entries = partial.entries[position]
+      yield numbers, [(e["text"], [PredictedMask(**o) for o in e["objects"]]) for e in entries]
+      continue
+    requests = [Request(records[i].image, records[i].question) for i in numbers]
+    answers = [(found.text, found.objects()) for found in predictor.predict(requests)]
+    if partial is not None:
+      partial.add([{"text": t, "objects": [asdict(o) for o in objects]} for t, objects in answers])
+    yield numbers, answers
+
+
+def _draw(record: EvalRecord, text: str, objects: Sequence[PredictedMask]) -> Image.Image:
+  with Image.open(io.BytesIO(record.image)) as picture:
+    return draw_overlay(picture, record.question, text, objects, [o.rle for o in objects])
+
+
+def running_metrics(details: Iterable[Mapping[str, Any]]) -> str:
+  """The three published numbers of the samples so far, for a progress bar."""
+  metrics = summarize([sample_ious(detail) for detail in details])["metrics"]
+  return "  ".join(f"{label} {100 * metrics[name]:.1f}" for label, name in HEADLINE.items())
 
 
 def short_hash(settings: object) -> str:

@@ -35,6 +35,12 @@ class CocoAnnotations:
     if len(self._annotations) < len(annotations):
       raise ValueError(f"{path}: several annotations have the same id")
 
+  def file_name(self, image_id: object) -> str:
+    """Of an image; ValueError where there is none with this id."""
+    if image_id not in self._file_names:
+      raise ValueError(f"the COCO file has no image {image_id!r}")
+    return self._file_names[image_id]
+
   def find(self, image: str, size: Size, reference: object) -> tuple[Bool[np.ndarray, "Y X"], str]:
     """(mask, caption) of the annotation with an id, in the picture `image` of `size`.
 

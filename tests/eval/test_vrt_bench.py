@@ -1,18 +1,22 @@
 """Generating and scoring VRT-Eval records with one command."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from eval import vrt_bench
+from converters import from_hf
+from eval import merge, vrt_bench
+from eval.checkpoints import find_model
 from tests import tiny
 from vrt_jax import evaluate, model_directory
 from vrt_jax.config import EvalConfig
 from vrt_jax.data.image import decode_image
 from vrt_jax.data.records import TFRecordWriter, serialize_eval
 from vrt_jax.data.trace import mentions
-from vrt_jax.generate.predictor import Prediction
+from vrt_jax.generate.predictor import Prediction, Request
+from vrt_jax.metrics.results import score_sample
 
 
 class LeftHalf:
@@ -65,3 +69,122 @@ def test_all_files_are_written(inputs, tmp_path):
   assert sorted(path.name for path in tmp_path.glob("*.png")) == ["001.png", "002.png"]
   assert (tmp_path / "report.html").read_text().count("data:image/jpeg") == 3
   assert evaluate.headline(results).startswith("R-LQ ")
+
+
+class Killed(Exception):
+  """Stops a run in the middle."""
+
+
+@pytest.fixture
+def fast(monkeypatch):
+  """A bench whose predictor is `LeftHalf`; gives the questions that were asked."""
+  predictor = LeftHalf()
+  monkeypatch.setattr(vrt_bench, "Predictor", lambda *given, **settings: predictor)
+  return predictor.asked
+
+
+def bench_args(inputs, out, **changes) -> vrt_bench.Args:
+  return vrt_bench.Args(**inputs, out=out, pictures=2, **changes)
+
+
+def content(folder) -> dict[str, bytes]:
+  """Bytes of the results file and the pictures."""
+  return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".json", ".png")}
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_files(inputs, fast, tmp_path, monkeypatch):
+  straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+  vrt_bench.bench(bench_args(inputs, straight))
+  asked = list(fast)
+  fast.clear()
+  real = LeftHalf.predict
+
+  def stops(self, requests):
+    if len(self.asked) == 2:
+      raise Killed
+    yield from real(self, requests)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(LeftHalf, "predict", stops)
+    with pytest.raises(Killed):
+      vrt_bench.bench(bench_args(inputs, resumed))
+  partial = resumed / "partial.jsonl"
+  assert len(partial.read_text().splitlines()) == 3 and len(content(resumed)) < 3
+  partial.write_bytes(partial.read_bytes()[:-7])  # a line that the kill cut
+  vrt_bench.bench(bench_args(inputs, resumed))
+  assert fast == asked[:2] + asked[1:]  # the second again, then what was left
+  assert content(resumed) == content(straight)
+  assert not partial.exists()
+
+
+def test_a_partial_run_of_other_settings_is_refused(inputs, fast, tmp_path):
+  (tmp_path / "partial.jsonl").write_text('{"settings": ["other"]}\n')
+  with pytest.raises(ValueError, match="other settings"):
+    vrt_bench.bench(bench_args(inputs, tmp_path))
+
+
+def test_three_shards_are_one_run(inputs, fast, tmp_path):
+  whole = vrt_bench.bench(bench_args(inputs, tmp_path / "whole"))
+  shards = [tmp_path / f"shard{i}" for i in (2, 0, 1)]
+  for folder in shards:
+    vrt_bench.bench(bench_args(inputs, folder, shard=f"{folder.name[-1]}/3"))
+  merged = merge.merge(merge.Args(tuple(shards), inputs["data"], tmp_path / "merged"))
+  assert merged == whole
+  name = "ver_evaluation_results.json"
+  assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+  with pytest.raises(ValueError, match="shards have 2 samples, the data 3"):
+    merge.merge(merge.Args(tuple(shards[:2]), inputs["data"], tmp_path / "two"))
+  with pytest.raises(ValueError, match="is in another shard too"):
+    merge.merge(merge.Args((*shards, shards[0]), inputs["data"], tmp_path / "twice"))
+  other = json.loads((shards[0] / name).read_text()) | {"config_hash": "other"}
+  (shards[0] / name).write_text(json.dumps(other))
+  with pytest.raises(ValueError, match="different values of config_hash"):
+    merge.merge(merge.Args(tuple(shards), inputs["data"], tmp_path / "mixed"))
+  with pytest.raises(ValueError, match="cannot be read"):
+    merge.merge(merge.Args((tmp_path,), inputs["data"], tmp_path / "none"))
+
+
+@pytest.mark.parametrize("text", ["", "3", "3/3", "-1/3", "a/b", "1/0", "0/-2"])
+def test_shards_have_a_form(text):
+  with pytest.raises(ValueError, match="--shard"):
+    vrt_bench.shard_of(text)
+
+
+def test_the_bar_shows_the_numbers_so_far():
+  record = tiny.eval_record(0)
+  (found,) = LeftHalf().predict([Request(record.image, record.question)])
+  sample = evaluate.sample_result(record, found.text, found.objects(), thinking=True)
+  line = evaluate.running_metrics([score_sample(sample)])
+  assert line.startswith("R-LQ 0.0") and "A-mIoU" in line
+
+
+def test_code_and_seed_are_in_the_results(inputs, fast, tmp_path):
+  results = vrt_bench.bench(bench_args(inputs, tmp_path))
+  assert results["seed"] == 0 and results["code_version"].startswith("0.")
+
+
+def test_checkpoints_of_a_training_and_of_the_hub(inputs, tmp_path, monkeypatch):
+  model = inputs["checkpoint"]
+  assert find_model("shapes", tmp_path) == "shapes" and find_model(model, tmp_path) == model
+  work = tmp_path / "work"
+  (work / "checkpoints").mkdir(parents=True)
+  with pytest.raises(ValueError, match="has not finished"):
+    find_model(str(work), tmp_path)
+  shutil.copytree(model, work / "model")
+  assert find_model(str(work), tmp_path) == str(work / "model")
+  asked = []
+
+  def convert(args):
+    asked.append(args.src)
+    shutil.copytree(model, args.dst)
+
+  monkeypatch.setattr(from_hf, "convert", convert)
+  out = tmp_path / "out"
+  for _ in range(2):  # converted once
+    assert find_model("owner/name", out) == str(out / "model")
+  assert asked == ["owner/name"]
+  folder = tmp_path / "hf"
+  folder.mkdir()
+  (folder / "model-00001.safetensors").write_bytes(b"")
+  assert find_model(str(folder), tmp_path / "other") == str(tmp_path / "other" / "model")
+  assert asked == ["owner/name", str(folder)]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vrt_jax.code_version import code_version
 from vrt_jax.data.trace import answer_spans
 from vrt_jax.files import write_whole
 from vrt_jax.metrics.breakdowns import breakdowns
@@ -92,8 +93,19 @@ def score_samples(
   Raises ValueError naming the sample where a mask is malformed or not of the picture's size.
   """
   details = [score_sample(sample) for sample in samples]
+  return results_of(details, config_hash, model_path=model_path, seed=seed)
+
+
+def results_of(
+  details: Sequence[Mapping[str, Any]],
+  config_hash: str = "",
+  *,
+  model_path: str = "",
+  seed: int = 0,
+) -> dict[str, Any]:
+  """The content of the results file from the entries of its `detailed_results`."""
   ious = [sample_ious(detail) for detail in details]
-  reasons = [sample.invalid_reason() for sample in samples]
+  reasons = [detail["error"] for detail in details]
   found = {
     role: detection(ious, [d["prediction"][f"num_{role}_masks"] for d in details], role)
     for role in ROLES
@@ -101,9 +113,11 @@ def score_samples(
   pooled = {role: pooled_ious(ious, role) for role in ROLES}
   return {
     "model_path": model_path,
-    "use_thinking": all(sample.thinking for sample in samples),
+    "use_thinking": all(detail["prediction"]["thinking"] for detail in details),
     "config_hash": config_hash,
-    "total_samples": len(samples),
+    "code_version": code_version(),
+    "seed": seed,
+    "total_samples": len(details),
     "total_reasoning_masks_evaluated": len(pooled["reasoning"]),
     "total_answer_masks_evaluated": len(pooled["answer"]),
     **summarize(ious),
