@@ -1,8 +1,11 @@
 """GRPO on the shapes world, from the model of configs/shapes_sft_long.py or another one (`--base`).
 
-Source: ours; the road of configs/vrt_qwen3_4b_grpo.py at the embedded world's size, with the
-trace's reward, true matching and refills.
-Hardware: two CPU cores.
+Source: ours; the road of configs/vrt_qwen3_4b_grpo.py at the embedded world's size. The reward is
+the answer's and the form's; reasoning masks earn through `mention_weight`, credited to their own
+words. Advantages are not divided by a group's deviation (Dr. GRPO): IoUs of equal answers differ a
+little, and the division would turn that into full advantages.
+Expected: from a model with R-LQ 79.5, R-SQ 87.1, A-mIoU 64.1 one seed gave 84.4, 86.8, 67.8.
+Hardware: two CPU cores, about 10 seconds a step.
 Command: python -m vrt_jax.train --config configs/shapes_sft_long.py
   python -m vrt_jax.train --config configs/shapes_grpo.py
 """
@@ -26,7 +29,7 @@ def get_config() -> TrainConfig:
     model=ModelConfig(lora=LoraConfig(rank=32)),
     data=DataConfig(shapes_eval_samples=500, mask_resize="nearest-exact"),
     optim=OptimConfig(
-      learning_rate=2e-4,
+      learning_rate=1e-3,
       weight_decay=0.0,
       warmup_share=0.0,
       batch_size=16,
@@ -37,18 +40,18 @@ def get_config() -> TrainConfig:
       group_size=8,
       temperature=1.0,
       top_p=1.0,
-      max_new_tokens=160,
+      max_new_tokens=144,
       max_masks=12,
       prompt_buckets=((160, 144),),
-      format_weight=0.5,
+      format_weight=0.25,
       answer_weight=1.0,
-      trace_weight=0.5,
-      drop_equal_groups=True,
-      max_refills=1,
-      html_every=25,
+      mention_weight=0.15,
+      normalisation="dr_grpo",
+      mask_loss="off",
+      html_every=50,
     ),
     eval=EvalConfig(num_samples=500),
     log_every=1,
     checkpoint_every=25,
-    eval_every=50,
+    eval_every=75,
   )

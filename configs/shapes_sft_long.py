@@ -17,10 +17,10 @@ def get_config() -> TrainConfig:
   base = TrainConfig()
   return dataclasses.replace(
     base,
-    data=dataclasses.replace(base.data, shapes_train_samples=27_600, shapes_eval_samples=500),
-    optim=dataclasses.replace(base.optim, steps=4600),
+    data=dataclasses.replace(base.data, shapes_train_samples=30_000, shapes_eval_samples=500),
+    optim=dataclasses.replace(base.optim, steps=5000),
     eval=dataclasses.replace(base.eval, num_samples=500),
     evaluate_base=False,
-    checkpoint_every=230,
-    eval_every=2300,
+    checkpoint_every=250,
+    eval_every=2500,
   )
