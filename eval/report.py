@@ -148,7 +148,7 @@ def _data_url(image: bytes) -> str:
   """A small JPEG of an encoded picture."""
   with Image.open(io.BytesIO(image)) as picture:
     height, width = shown_size((picture.height, picture.width), PICTURE_PX)
-    picture.draft("RGB", (2 * width, 2 * height))
+    picture.draft("RGB", (width, height))  # a JPEG is decoded at a fraction of its size
     small = picture.convert("RGB").resize((width, height), Image.Resampling.BOX, reducing_gap=2.0)
   buffer = io.BytesIO()
   small.save(buffer, "JPEG", quality=JPEG_QUALITY)

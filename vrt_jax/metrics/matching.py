@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
 from vrt_jax.ops.masks import Mask, iou_matrix
@@ -19,8 +20,12 @@ def match_ious(pred_masks: Sequence[Mask], gt_masks: Sequence[Mask]) -> list[flo
   >>> match_ious([full], [box, full])
   [0.0, 1.0]
   """
-  ious = iou_matrix(pred_masks, gt_masks)
-  matched = np.zeros(len(gt_masks))
+  return partner_ious(iou_matrix(pred_masks, gt_masks))
+
+
+def partner_ious(ious: Float[np.ndarray, "M N"]) -> list[float]:
+  """IoU of every ground-truth mask with its partner from the matrix of all IoUs."""
+  matched = np.zeros(ious.shape[1])
   if ious.size:
     rows, columns = linear_sum_assignment(1 - ious)
     matched[columns] = ious[rows, columns]

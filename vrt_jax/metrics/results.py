@@ -13,7 +13,7 @@ from vrt_jax.code_version import code_version
 from vrt_jax.data.trace import answer_spans
 from vrt_jax.files import write_whole
 from vrt_jax.metrics.breakdowns import breakdowns
-from vrt_jax.metrics.matching import match_ious
+from vrt_jax.metrics.matching import partner_ious
 from vrt_jax.metrics.summary import (
   ROLES,
   bootstrap_ci,
@@ -22,7 +22,7 @@ from vrt_jax.metrics.summary import (
   samples_by_class,
   summarize,
 )
-from vrt_jax.ops.masks import Mask, area_shares, as_rle, check_mask_size
+from vrt_jax.ops.masks import Mask, Rle, area_shares, as_rle, check_mask_size, rle_iou_matrix
 
 RESULTS_FILE = "ver_evaluation_results.json"
 
@@ -145,16 +145,15 @@ def sample_ious(detail: Mapping[str, Any]) -> dict[str, Any]:
 
 def score_sample(sample: SampleResult) -> dict[str, Any]:
   """One entry of `detailed_results`; raises ValueError naming the sample for a bad mask."""
-  gt = {"reasoning": sample.reasoning_gt, "answer": sample.answer_gt}
   try:
-    for mask in [*sample.reasoning_gt, *sample.answer_gt, *(o.rle for o in sample.objects)]:
-      check_mask_size(mask, sample.image_size)
+    gt = {"reasoning": _normal(sample.reasoning_gt), "answer": _normal(sample.answer_gt)}
     objects = [_object_entry(o) for o in sample.objects]
-    rles = {role: [o["rle"] for o in objects if o["role"] == role] for role in ROLES}
-    ious = {role: match_ious(rles[role], gt[role]) for role in ROLES}
-    shares = {role: area_shares(gt[role]) for role in ROLES}
+    for mask in [*gt["reasoning"], *gt["answer"], *(o["rle"] for o in objects)]:
+      check_mask_size(mask, sample.image_size)
   except ValueError as error:
     raise ValueError(f"sample {sample.key}: {error}") from error
+  rles = {role: [o["rle"] for o in objects if o["role"] == role] for role in ROLES}
+  ious = {role: partner_ious(rle_iou_matrix(rles[role], gt[role])) for role in ROLES}
   return {
     "sample_info": {
       "key": sample.key,
@@ -169,8 +168,8 @@ def score_sample(sample: SampleResult) -> dict[str, Any]:
       "answer_obj_ids": list(sample.answer_obj_ids),
       "num_reasoning_masks": len(sample.reasoning_gt),
       "num_answer_masks": len(sample.answer_gt),
-      **{f"{role}_area_shares": shares[role] for role in ROLES},
-      **{f"{role}_masks_rle": [as_rle(mask) for mask in gt[role]] for role in ROLES},
+      **{f"{role}_area_shares": area_shares(gt[role]) for role in ROLES},
+      **{f"{role}_masks_rle": gt[role] for role in ROLES},
     },
     "prediction": {
       "text": sample.text.encode("utf-8", "replace").decode(),  # half characters cannot be saved
@@ -195,6 +194,10 @@ def write_results(results: dict[str, Any], out_dir: str | os.PathLike[str]) -> P
   path = out_dir / RESULTS_FILE
   write_whole(path, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False))
   return path
+
+
+def _normal(masks: Sequence[Mask]) -> list[Rle]:
+  return [as_rle(mask) for mask in masks]
 
 
 def _object_entry(item: PredictedMask) -> dict[str, Any]:

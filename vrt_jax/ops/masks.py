@@ -122,12 +122,9 @@ def union_rle(rles: Sequence[Mask]) -> Rle:
   return {"size": normal[0]["size"], "counts": merged["counts"].decode()}
 
 
-def area_shares(masks: Sequence[Mask]) -> list[float]:
-  """Each mask's share of its picture's pixels; raises ValueError where one is malformed."""
-  if not masks:
-    return []
-  rles = [as_rle(mask) for mask in masks]
-  areas = coco.area(rles).tolist()
+def area_shares(rles: Sequence[Rle]) -> list[float]:
+  """The share of its picture's pixels of each mask, in the normal form of `as_rle`."""
+  areas = coco.area(rles).tolist() if rles else []
   return [area / (r["size"][0] * r["size"][1]) for area, r in zip(areas, rles, strict=True)]
 
 
@@ -137,12 +134,17 @@ def iou_matrix(pred: Sequence[Mask], gt: Sequence[Mask]) -> Float[np.ndarray, "M
   Dense masks and RLEs may be mixed. Raises ValueError ("mask size: ...") where sizes differ.
   The numbers equal the reference's `calculate_miou` (vrt_eval_single.py) bit for bit.
   """
+  pred_rles, gt_rles = [as_rle(m) for m in pred], [as_rle(m) for m in gt]
+  for rle in [*pred_rles, *gt_rles[1:]] if gt_rles else []:
+    check_mask_size(rle, gt_rles[0]["size"])
+  return rle_iou_matrix(pred_rles, gt_rles)
+
+
+def rle_iou_matrix(pred: Sequence[Rle], gt: Sequence[Rle]) -> Float[np.ndarray, "M N"]:
+  """`iou_matrix` of masks of one size that are in the normal form of `as_rle` already."""
   if len(pred) == 0 or len(gt) == 0:
     return np.zeros((len(pred), len(gt)), np.float32)
-  pred_rles, gt_rles = [as_rle(m) for m in pred], [as_rle(m) for m in gt]
-  for rle in pred_rles + gt_rles[1:]:
-    check_mask_size(rle, gt_rles[0]["size"])
-  ious = coco.iou(pred_rles, gt_rles, [0] * len(gt_rles))
+  ious = coco.iou(list(pred), list(gt), [0] * len(gt))
   return np.asarray(ious, np.float32).reshape(len(pred), len(gt))
 
 
