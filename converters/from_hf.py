@@ -157,5 +157,10 @@ def main() -> None:
   print(f"written to {args.dst}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+  """The installed command: `main` with errors as one line."""
   cli.run(main)
+
+
+if __name__ == "__main__":
+  command()

@@ -148,5 +148,10 @@ def main() -> None:
   say(f"written to {args.out}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+  """The installed command: `main` with errors as one line."""
   cli.run(main)
+
+
+if __name__ == "__main__":
+  command()

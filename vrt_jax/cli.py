@@ -6,6 +6,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import TypeVar
 
 import tyro
@@ -20,9 +21,14 @@ _RULE = "─-"
 def parse(cls: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
   """Command-line arguments as a dataclass, over the values of `default`.
 
+  `--version` prints the package's version and ends, as `--help` does.
+
   Raises:
     ValueError: an option that does not exist, is missing or has a value of another type.
   """
+  if "--version" in args:
+    print(version("vrt-jax"))
+    raise SystemExit(0)
   given = {} if default is None else {"default": default}
   printed = io.StringIO()
   try:

@@ -213,5 +213,10 @@ def main() -> None:
   serve(args.checkpoint, settings)
 
 
-if __name__ == "__main__":
+def command() -> None:
+  """The installed command: `main` with errors as one line."""
   cli.run(main)
+
+
+if __name__ == "__main__":
+  command()

@@ -77,5 +77,10 @@ def main() -> None:
     say(f"pictures and scores: {workdir / 'eval' / 'final'}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+  """The installed command: `main` with errors as one line."""
   cli.run(main)
+
+
+if __name__ == "__main__":
+  command()
