@@ -28,8 +28,8 @@ from vrt_jax.code_version import code_version
 from vrt_jax.config import EvalConfig
 from vrt_jax.evaluate import short_hash
 from vrt_jax.files import write_whole
-from vrt_jax.generate.batches import MAX_BUCKETS, choose_buckets, coarse_patches
-from vrt_jax.generate.predictor import Predictor, Request, prompt_bucket
+from vrt_jax.generate.batches import batch_order, choose_buckets, coarse_bucket
+from vrt_jax.generate.predictor import Prediction, Predictor, Request
 from vrt_jax.model_directory import load
 from vrt_jax.ops.masks import Mask, Rle, as_rle, encode_rle, union_rle
 from vrt_jax.partial import Partial
@@ -158,21 +158,21 @@ def evaluate(args: Args) -> dict[str, Any]:
   """
   expressions = read_expressions(args)
   loaded = load(find_model(args.checkpoint, args.out))
-  sizes = []
-  for expression in tqdm(expressions, desc="prompts", unit="expression"):
-    tokens, patches = prompt_bucket(loaded, _request(expression), thinking=False)
-    sizes.append((tokens, coarse_patches(patches)))
-  order = sorted(range(len(sizes)), key=lambda i: (sizes[i][1], sizes[i][0], i))
+  sizes = [
+    coarse_bucket(loaded, _request(expression), thinking=False)
+    for expression in tqdm(expressions, desc="prompts", unit="expression")
+  ]
   config = EvalConfig(
     batch_size=min(args.batch_size, len(expressions)),
     max_new_tokens=args.max_new_tokens,
     max_masks=args.max_masks,
-    prompt_buckets=choose_buckets(sizes, MAX_BUCKETS),
+    prompt_buckets=choose_buckets(sizes),
   )
   settings = [args.checkpoint, asdict(config), short_hash([asdict(loaded.model.config)])]
   settings.append(short_hash([(e.key, e.sentence) for e in expressions]))
   partial = Partial(args.out / PARTIAL_FILE, json.loads(json.dumps(settings)))
-  found = _answers(Predictor(loaded, config, thinking=False), expressions, order, config, partial)
+  predictor = Predictor(loaded, config, thinking=False)
+  found = _answers(predictor, expressions, batch_order(sizes), config, partial)
   samples = [
     {"key": e.key, "sentence": e.sentence, "nothing": not coco.area(e.target), **found[i]}
     for i, e in enumerate(expressions)
@@ -222,7 +222,7 @@ def _answers(
   return found
 
 
-def _entry(answer: Any, target: Rle) -> dict[str, Any]:
+def _entry(answer: Prediction, target: Rle) -> dict[str, Any]:
   """The union of an answer's masks, empty where it has none."""
   masks = list(answer.masks)
   union = union_rle(masks) if masks else encode_rle(np.zeros(target["size"], bool))

@@ -27,8 +27,8 @@ from vrt_jax.data.buckets import Bucket
 from vrt_jax.data.records import EvalRecord
 from vrt_jax.data.sources import eval_records
 from vrt_jax.evaluate import evaluate, headline, short_hash
-from vrt_jax.generate.batches import MAX_BUCKETS, choose_buckets, coarse_patches
-from vrt_jax.generate.predictor import Predictor, Request, prompt_bucket
+from vrt_jax.generate.batches import batch_order, choose_buckets, coarse_bucket
+from vrt_jax.generate.predictor import Predictor, Request
 from vrt_jax.model_directory import Loaded, load
 from vrt_jax.partial import Partial
 from vrt_jax.runtime import batch_parts, is_leader, make_mesh, say, start_processes
@@ -72,12 +72,9 @@ def prompt_sizes(loaded: Loaded, records: Sequence[EvalRecord], thinking: bool) 
   sizes = []
   for record in tqdm(records, desc="prompts", unit="sample", disable=not is_leader()):
     try:
-      num_tokens, num_patches = prompt_bucket(
-        loaded, Request(record.image, record.question), thinking
-      )
+      sizes.append(coarse_bucket(loaded, Request(record.image, record.question), thinking))
     except ValueError as error:
       raise ValueError(f"sample {record.key}: {error}") from error
-    sizes.append((num_tokens, coarse_patches(num_patches)))
   return sizes
 
 
@@ -98,12 +95,11 @@ def bench(args: Args) -> dict[str, Any]:
     batch_size=-(-min(args.batch_size, len(records)) // parts) * parts,
     max_new_tokens=args.max_new_tokens,
     max_masks=args.max_masks,
-    prompt_buckets=choose_buckets(sizes, MAX_BUCKETS),
+    prompt_buckets=choose_buckets(sizes),
     num_samples=args.num_samples,
     num_pictures=args.pictures,
   )
   records, sizes = records[index::count], sizes[index::count]
-  order = sorted(range(len(records)), key=lambda i: (sizes[i][1], sizes[i][0], i))
   config_hash = settings_hash(loaded, config, thinking)
   settings = [args.checkpoint, config_hash, short_hash([record.key for record in records])]
   partial = Partial(args.out / PARTIAL_FILE, settings)
@@ -113,7 +109,7 @@ def bench(args: Args) -> dict[str, Any]:
     args.out,
     config,
     thinking=thinking,
-    order=order,
+    order=batch_order(sizes),
     config_hash=config_hash,
     model_path=args.checkpoint,
     description="generate",

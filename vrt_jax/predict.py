@@ -16,9 +16,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vrt_jax import cli
 from vrt_jax.files import write_whole
+
+if TYPE_CHECKING:  # JAX is loaded after --help
+  from vrt_jax.generate.predictor import Prediction, Predictor, Request
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 PREDICTION_FILE = "prediction.json"
@@ -118,7 +122,7 @@ def predict(args: Args) -> None:
 
   from vrt_jax import model_directory
   from vrt_jax.config import EvalConfig
-  from vrt_jax.generate.batches import MAX_BUCKETS, choose_buckets, coarse_patches
+  from vrt_jax.generate.batches import batch_order, choose_buckets, coarse_bucket
   from vrt_jax.generate.predictor import Predictor, Request, prompt_bucket
   from vrt_jax.generate.sampling import Sampling
 
@@ -133,22 +137,21 @@ def predict(args: Args) -> None:
   for item in tqdm(todo, desc="prompts", unit="picture", disable=not many):
     try:
       request = Request(item.image.read_bytes(), item.question)
-      tokens, patches = prompt_bucket(loaded, request, thinking)
+      find = coarse_bucket if many else prompt_bucket
+      sized.append((find(loaded, request, thinking), item))
     except (OSError, ValueError) as error:
       failures.append(f"{item.image}: {' '.join(str(error).split())}")
-      continue
-    sized.append(((coarse_patches(patches) if many else patches, tokens), item))
   if failures and not many:
     raise ValueError(failures[0])
   for failure in failures:
     print(failure, file=sys.stderr)
   if sized:
-    sized.sort(key=lambda pair: pair[0])
+    sizes = [size for size, _ in sized]
     config = EvalConfig(
       batch_size=max(1, min(args.batch_size, len(sized))),
       max_new_tokens=args.max_new_tokens,
       max_masks=args.max_masks,
-      prompt_buckets=choose_buckets([size[::-1] for size, _ in sized], MAX_BUCKETS),
+      prompt_buckets=choose_buckets(sizes),
     )
     predictor = Predictor(
       loaded,
@@ -157,12 +160,14 @@ def predict(args: Args) -> None:
       sampling=Sampling(args.temperature, args.top_p),
       seed=args.seed,
     )
-    answer(predictor, [item for _, item in sized], args.out, config.batch_size, many)
+    answer(predictor, [sized[i][1] for i in batch_order(sizes)], args.out, config.batch_size, many)
   if failures:
     raise ValueError(f"{len(failures)} of {len(items)} pictures could not be used (named above)")
 
 
-def answer(predictor, items: Sequence[Item], out: Path, batch_size: int, many: bool) -> None:
+def answer(
+  predictor: "Predictor", items: Sequence[Item], out: Path, batch_size: int, many: bool
+) -> None:
   """Predicts batch by batch and writes each answer as soon as it is there."""
   from tqdm import tqdm
 
@@ -181,7 +186,7 @@ def answer(predictor, items: Sequence[Item], out: Path, batch_size: int, many: b
           print(f"{len(found.masks)} masks: {folder / PREDICTION_FILE}, {folder / 'overlay.png'}")
 
 
-def write_prediction(folder: Path, request, prediction) -> None:
+def write_prediction(folder: Path, request: "Request", prediction: "Prediction") -> None:
   """overlay.png, then prediction.json, which is there whole or not at all."""
   from PIL import Image
 

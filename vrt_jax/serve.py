@@ -23,7 +23,7 @@ from PIL import Image
 from vrt_jax import model_directory
 from vrt_jax.config import EvalConfig
 from vrt_jax.data.image import decode_image
-from vrt_jax.generate.predictor import Predictor, Request, prompt_bucket
+from vrt_jax.generate.predictor import Prediction, Predictor, Request, prompt_bucket
 from vrt_jax.model_directory import Loaded
 from vrt_jax.viewer.view import page, shown_size, trace_view
 
@@ -89,7 +89,7 @@ class Answers:
       "picture": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(),
     }
 
-  def _predict(self, request: Request, thinking: bool):
+  def _predict(self, request: Request, thinking: bool) -> Prediction:
     bucket = prompt_bucket(self._loaded, request, thinking)
     if (bucket, thinking) not in self._predictors:
       config = EvalConfig(

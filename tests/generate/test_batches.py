@@ -1,6 +1,9 @@
 """Prompt buckets for many questions."""
 
-from vrt_jax.generate.batches import choose_buckets, coarse_patches
+from tests import tiny
+from tests.pictures import encoded, picture
+from vrt_jax.generate.batches import batch_order, choose_buckets, coarse_bucket
+from vrt_jax.generate.predictor import Request, prompt_bucket
 
 
 def test_few_buckets_with_little_padding():
@@ -15,5 +18,12 @@ def test_buckets_are_nested():
   assert choose_buckets(sizes, 4) == ((192, 256), (192, 512), (192, 1024))
 
 
-def test_patches_are_rounded_up():
-  assert [coarse_patches(n) for n in (1, 256, 257)] == [256, 256, 512]
+def test_a_bucket_has_few_sizes():
+  request = Request(encoded(picture(300, 200)), "Where is it?")
+  exact = prompt_bucket(tiny.loaded(), request, thinking=True)
+  tokens, patches = coarse_bucket(tiny.loaded(), request, thinking=True)
+  assert tokens == exact[0] and patches % 256 == 0 and 0 <= patches - exact[1] < 256
+
+
+def test_like_prompts_come_together():
+  assert batch_order([(9, 512), (8, 256), (7, 512), (8, 256)]) == [1, 3, 2, 0]

@@ -1,9 +1,16 @@
-"""Prompt buckets for many questions: few sizes, so that few programs are compiled."""
+"""Prompt buckets for many questions: few sizes, so that few programs are compiled.
+
+sizes = [coarse_bucket(loaded, request, thinking) for request in requests]
+choose_buckets(sizes)  -> EvalConfig.prompt_buckets
+batch_order(sizes)     -> the order in which a batch holds prompts of like size
+"""
 
 import itertools
 from collections.abc import Sequence
 
 from vrt_jax.data.buckets import Bucket
+from vrt_jax.generate.predictor import Request, prompt_bucket
+from vrt_jax.model_directory import Loaded
 
 PATCH_STEP = 256
 """Patches of a bucket are a multiple of this."""
@@ -11,12 +18,22 @@ MAX_BUCKETS = 4
 """Programs that are compiled at most."""
 
 
-def coarse_patches(num_patches: int) -> int:
-  """The next multiple of `PATCH_STEP`."""
-  return -(-num_patches // PATCH_STEP) * PATCH_STEP
+def coarse_bucket(loaded: Loaded, request: Request, thinking: bool) -> Bucket:
+  """(tokens, patches) that hold a request, patches in steps of `PATCH_STEP`.
+
+  Raises:
+    ValueError: the picture or the question cannot be used.
+  """
+  tokens, patches = prompt_bucket(loaded, request, thinking)
+  return tokens, -(-patches // PATCH_STEP) * PATCH_STEP
 
 
-def choose_buckets(sizes: Sequence[Bucket], max_buckets: int) -> tuple[Bucket, ...]:
+def batch_order(sizes: Sequence[Bucket]) -> list[int]:
+  """Indices by patches, then tokens."""
+  return sorted(range(len(sizes)), key=lambda i: (sizes[i][1], sizes[i][0], i))
+
+
+def choose_buckets(sizes: Sequence[Bucket], max_buckets: int = MAX_BUCKETS) -> tuple[Bucket, ...]:
   """At most `max_buckets` nested (tokens, patches), ascending, that hold all `sizes`.
 
   Starts with one bucket a patch count and merges the neighbours whose merger pads the fewest
