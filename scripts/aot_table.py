@@ -22,12 +22,15 @@ SFT = "--config configs/vrt_sa2va_4b_qwen3_sft.py"
 GRPO = "--config configs/vrt_qwen3_4b_grpo.py"
 PREFILL = f"{SFT} --program prefill --batch-per-chip 1"
 FULL = "--model.lora.rank 0 --optim.trainable all"
+DIVIDED = "--mesh.data 4 --mesh.fsdp 64"
+"""256 divides none of SAM 2's widths, 64 divides most."""
 ROWS: dict[str, str] = {
   "v5e44_sft_1": f"{SFT} --topology v5e:4x4 --batch-per-chip 1",
   "v5e44_full_1": f"{SFT} --topology v5e:4x4 --batch-per-chip 1 -- {FULL}",
   "v5e44_sft": f"{SFT} --topology v5e:4x4",
   "v5e88_sft": f"{SFT} --topology v5e:8x8",
   "v5e1616_sft": f"{SFT} --topology v5e:16x16 --batch-per-chip 1",
+  "v5e1616_sft_64": f"{SFT} --topology v5e:16x16 --batch-per-chip 1 -- {DIVIDED}",
   "v6e24_sft": f"{SFT} --topology v6e:2x4",
   "v6e24_sft_1": f"{SFT} --topology v6e:2x4 --batch-per-chip 1",
   "v6e24_sft_b2": f"{SFT} --topology v6e:2x4 --batch-per-chip 2 -- --optim.remat linears",
@@ -36,6 +39,7 @@ ROWS: dict[str, str] = {
   "v5e44_prefill": f"{PREFILL} --topology v5e:4x4",
   "v5e88_prefill": f"{PREFILL} --topology v5e:8x8",
   "v5e1616_prefill": f"{PREFILL} --topology v5e:16x16",
+  "v5e1616_prefill_64": f"{PREFILL} --topology v5e:16x16 -- {DIVIDED}",
   "v6e24_prefill": f"{PREFILL} --topology v6e:2x4",
   "v6e44_prefill": f"{PREFILL} --topology v6e:4x4",
   "v5p448_prefill": f"{PREFILL} --topology v5p:4x4x8",
