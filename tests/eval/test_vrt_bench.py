@@ -10,13 +10,14 @@ from converters import from_hf
 from eval import merge, vrt_bench
 from eval.checkpoints import find_model
 from tests import tiny
+from tests.train import processes
 from vrt_jax import evaluate, model_directory
 from vrt_jax.config import EvalConfig
 from vrt_jax.data.image import decode_image
 from vrt_jax.data.records import TFRecordWriter, serialize_eval
 from vrt_jax.data.trace import mentions
 from vrt_jax.generate.predictor import Prediction, Request
-from vrt_jax.metrics.results import score_sample
+from vrt_jax.metrics.results import RESULTS_FILE, score_sample
 
 
 class LeftHalf:
@@ -142,6 +143,40 @@ def test_three_shards_are_one_run(inputs, fast, tmp_path):
     merge.merge(merge.Args(tuple(shards), inputs["data"], tmp_path / "mixed"))
   with pytest.raises(ValueError, match="cannot be read"):
     merge.merge(merge.Args((tmp_path,), inputs["data"], tmp_path / "none"))
+
+
+def _take_scores(results):
+  """Mask scores, whose last bits depend on how a batch is divided; they leave `results`."""
+  objects = [o for d in results["detailed_results"] for o in d["prediction"]["objects"]]
+  assert objects
+  return [o.pop("score") for o in objects]
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(inputs, tmp_path):
+  def arguments(name):
+    sizes = ["--max-new-tokens", "144", "--batch-size", "2"]
+    return ["--data", inputs["data"], "--out", str(tmp_path / name), *sizes]
+
+  one = processes.start_module("eval.vrt_bench", *arguments("one"))
+  assert processes.finish(one)[0] == 0
+  runs = [
+    processes.start_module("eval.vrt_bench", *arguments("two"), variables=variables)
+    for variables in processes.rendezvous(2)
+  ]
+  leader, follower = (processes.finish(run) for run in runs)
+  assert leader[0] == follower[0] == 0, leader[2] + follower[2]
+  assert "R-LQ " in leader[1] and "R-LQ " not in follower[1]
+  files = sorted(path.name for path in (tmp_path / "one").iterdir())
+  assert files == sorted(path.name for path in (tmp_path / "two").iterdir())
+  for name in set(files) - {RESULTS_FILE}:
+    assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+  results, expected = (
+    json.loads((tmp_path / name / RESULTS_FILE).read_text()) for name in ("two", "one")
+  )
+  assert _take_scores(results) == pytest.approx(_take_scores(expected), abs=1e-6)
+  assert results == expected
+  assert results["metrics"]["reasoning_lq"] > 0.3
 
 
 @pytest.mark.parametrize("text", ["", "3", "3/3", "-1/3", "a/b", "1/0", "0/-2"])

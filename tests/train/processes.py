@@ -1,4 +1,4 @@
-"""Starts `tests.train.run_tiny` in processes and reads what a run left."""
+"""Starts `tests.train.run_tiny` or a command in processes and reads what a run left."""
 
 import json
 import os
@@ -27,16 +27,22 @@ def start(
   records: Path, workdir: Path, variables: dict[str, str] | None = None, **options: object
 ) -> subprocess.Popen:
   """Starts a run; compiled programs are kept beside the records."""
-  environment = {
-    **ENVIRONMENT,
+  kept = {
     "JAX_COMPILATION_CACHE_DIR": str(records / "programs"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    **(variables or {}),
   }
   arguments = [str(records), str(workdir), json.dumps(options)]
+  return start_module("tests.train.run_tiny", *arguments, variables=kept | (variables or {}))
+
+
+def start_module(
+  module: str, *arguments: str, variables: dict[str, str] | None = None
+) -> subprocess.Popen:
+  """Starts `python -m module`."""
+  environment = {**ENVIRONMENT, **(variables or {})}
   return subprocess.Popen(
-    [sys.executable, "-m", "tests.train.run_tiny", *arguments],
+    [sys.executable, "-m", module, *arguments],
     cwd=ROOT,
     env=environment,
     stdout=subprocess.PIPE,
@@ -60,19 +66,26 @@ def run_together(
   count: int, records: Path, workdir: Path, last: dict | None = None, **options: object
 ) -> list[tuple[int, str, str]]:
   """A run in `count` processes that find each other on this machine; `last` is for the last one."""
+  started = []
+  for number, variables in enumerate(rendezvous(count)):
+    own = options | (last or {}) if number == count - 1 else options
+    started.append(start(records, workdir, variables, **own))
+  return [finish(process) for process in started]
+
+
+def rendezvous(count: int) -> list[dict[str, str]]:
+  """Variables of `count` processes that find each other on this machine."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
-  started = []
-  for number in range(count):
-    variables = {
+  return [
+    {
       "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
       "JAX_NUM_PROCESSES": str(count),
       "JAX_PROCESS_ID": str(number),
     }
-    own = options | (last or {}) if number == count - 1 else options
-    started.append(start(records, workdir, variables, **own))
-  return [finish(process) for process in started]
+    for number in range(count)
+  ]
 
 
 def logged(workdir: Path) -> list[dict]:
