@@ -21,7 +21,7 @@ from PIL import Image
 from pycocotools import mask as coco
 from tqdm import tqdm
 
-from eval.checkpoints import find_model
+from converters.checkpoints import find_model
 from scripts.annotations.coco import CocoAnnotations
 from vrt_jax import cli
 from vrt_jax.code_version import code_version

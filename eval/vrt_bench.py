@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from eval.checkpoints import find_model
+from converters.checkpoints import find_model
 from eval.report import write_report
 from vrt_jax import cli
 from vrt_jax.config import EvalConfig, MeshConfig

@@ -11,9 +11,10 @@ import pytest
 
 from tests.browser import chromium, opened
 from tests.pictures import encoded, picture
-from vrt_jax import serve as serving
+from vrt_jax.data.image import decode_image
 from vrt_jax.data.trace import mentions
-from vrt_jax.generate.predictor import Prediction
+from vrt_jax.generate.predictor import Request
+from vrt_jax.generate.reasoner import Answer, load
 from vrt_jax.serve import Answers, Refused, ServeSettings, is_own_host, make_server
 
 TEXT = (
@@ -24,28 +25,28 @@ SETTINGS = ServeSettings(port=0, max_upload_bytes=400_000, max_pixels=100_000, m
 PICTURE = encoded(picture(80, 60))
 
 
-class LeftHalf(Answers):
-  """Answers without a model: every mask is the left half."""
+class LeftHalf:
+  """A reasoner without a model: every mask is the left half."""
 
   def __init__(self):
-    super().__init__(None, SETTINGS)
     self.asked = []
     self.go = threading.Event()
     self.go.set()
     self.started = threading.Event()
 
-  def _predict(self, request, thinking):
+  def ask(self, image, question, *, thinking):
+    picture = decode_image(image)
     self.started.set()
     assert self.go.wait(20)
-    self.asked.append((request.question, thinking))
+    self.asked.append((question, thinking))
     masks = np.zeros((2, 60, 80), bool)
     masks[:, :, :40] = True
-    return Prediction(TEXT, mentions(TEXT), masks, [0.5, 0.5], truncated=False)
+    return Answer(TEXT, mentions(TEXT), masks, [0.5, 0.5], False, picture, question)
 
 
 @contextmanager
-def running(answers):
-  with make_server(answers, SETTINGS) as server:
+def running(reasoner):
+  with make_server(Answers(reasoner, SETTINGS), SETTINGS) as server:
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     yield server.server_address[1]
@@ -54,13 +55,13 @@ def running(answers):
 
 
 @pytest.fixture(scope="module")
-def answers():
+def reasoner():
   return LeftHalf()
 
 
 @pytest.fixture(scope="module")
-def port(answers):
-  with running(answers) as found:
+def port(reasoner):
+  with running(reasoner) as found:
     yield found
 
 
@@ -78,13 +79,13 @@ def question(**changes) -> bytes:
   return json.dumps({k: v for k, v in entry.items() if v is not None}).encode()
 
 
-def test_an_answer_has_text_masks_and_the_picture(port, answers):
+def test_an_answer_has_text_masks_and_the_picture(port, reasoner):
   status, content = ask(port, question(thinking=False))
   found = json.loads(content)
   assert status == 200 and found["text"] == TEXT
   assert [m["role"] for m in found["view"]["masks"]] == ["reasoning", "answer"]
   assert found["view"]["size"] == [60, 80] and found["picture"].startswith("data:image/jpeg")
-  assert answers.asked[-1] == ("Where?", False)
+  assert reasoner.asked[-1] == ("Where?", False)
 
 
 def test_the_page_and_no_other(port):
@@ -115,13 +116,13 @@ def test_the_page_and_no_other(port):
     (b" " * 400_001, 413, "MiB"),
   ],
 )
-def test_bad_requests_get_one_line(port, answers, body, status, message):
-  before = len(answers.asked)
+def test_bad_requests_get_one_line(port, reasoner, body, status, message):
+  before = len(reasoner.asked)
   got, content = ask(port, body)
   error = json.loads(content)["error"]
   assert got == status and message in error
   assert error and "\n" not in error and "Traceback" not in error
-  assert len(answers.asked) == before
+  assert len(reasoner.asked) == before
 
 
 def test_the_length_must_be_given(port):
@@ -151,27 +152,27 @@ def test_own_names():
   assert is_own_host("10.0.0.5:80", "0.0.0.0") and not is_own_host("evil.example", "0.0.0.0")
 
 
-def test_too_many_questions_are_refused(port, answers):
-  answers.go.clear()
-  answers.started.clear()
+def test_too_many_questions_are_refused(port, reasoner):
+  reasoner.go.clear()
+  reasoner.started.clear()
   first = []
   thread = threading.Thread(target=lambda: first.append(ask(port, question())))
   thread.start()
-  assert answers.started.wait(20)
+  assert reasoner.started.wait(20)
   status, content = ask(port, question())
-  answers.go.set()
+  reasoner.go.set()
   thread.join()
   assert status == 503 and "waiting" in json.loads(content)["error"]
   assert first[0][0] == 200
   assert ask(port, question())[0] == 200
 
 
-def test_a_question_that_fails_does_not_block_the_next(port, answers, monkeypatch):
-  def fail(request, thinking):
+def test_a_question_that_fails_does_not_block_the_next(port, reasoner, monkeypatch):
+  def fail(image, question, *, thinking):
     raise ValueError("the prompt\nis too long")
 
   with monkeypatch.context() as patch:
-    patch.setattr(answers, "_predict", fail)
+    patch.setattr(reasoner, "ask", fail)
     status, content = ask(port, question())
   assert (status, json.loads(content)) == (400, {"error": "the prompt is too long"})
   assert ask(port, question())[0] == 200
@@ -194,14 +195,14 @@ def test_the_page_in_a_browser(port, tmp_path):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
-def test_the_page_says_what_is_wrong(answers, tmp_path, monkeypatch):
-  def refuse(request, thinking):
+def test_the_page_says_what_is_wrong(reasoner, tmp_path, monkeypatch):
+  def refuse(image, question, *, thinking):
     raise Refused(503, "too many questions are waiting")
 
-  monkeypatch.setattr(answers, "answer", refuse)
+  monkeypatch.setattr(reasoner, "ask", refuse)
   path = tmp_path / "photo.png"
   path.write_bytes(PICTURE)
-  with running(answers) as port, chromium() as browser:
+  with running(reasoner) as port, chromium() as browser:
     page = browser.new_page()
     page.goto(f"http://127.0.0.1:{port}/")
     page.set_input_files("#image", path)
@@ -212,11 +213,7 @@ def test_the_page_says_what_is_wrong(answers, tmp_path, monkeypatch):
     assert page.is_enabled("#ask")
 
 
-def test_the_command_serves_the_shapes_model(monkeypatch):
-  """The real model answers a question of its world."""
-  loaded = serving.model_directory.load("shapes")
-  answers = Answers(loaded, ServeSettings(max_new_tokens=48))
-  request = serving.Request(PICTURE, "Where is the red circle?")
-  found = answers.answer(request, thinking=True)
+def test_the_shapes_model_answers():
+  answers = Answers(load("shapes", max_new_tokens=48), ServeSettings())
+  found = answers.answer(Request(PICTURE, "Where is the red circle?"), thinking=True)
   assert found["text"].startswith("<think>") and found["view"]["size"] == [60, 80]
-  assert len(answers._predictors) == 1

@@ -20,11 +20,8 @@ from typing import Any
 
 from PIL import Image
 
-from vrt_jax import model_directory
-from vrt_jax.config import EvalConfig
-from vrt_jax.data.image import decode_image
-from vrt_jax.generate.predictor import Prediction, Predictor, Request, prompt_bucket
-from vrt_jax.model_directory import Loaded
+from vrt_jax.generate.predictor import Request
+from vrt_jax.generate.reasoner import Reasoner, load
 from vrt_jax.viewer.view import page, shown_size, trace_view
 
 ASSETS = Path(__file__).parent / "viewer"
@@ -59,48 +56,33 @@ class Refused(Exception):
 
 
 class Answers:
-  """One model; a program is compiled for each rounded size of prompt."""
+  """One model, one question at a time."""
 
-  def __init__(self, loaded: Loaded, settings: ServeSettings):
-    self._loaded, self._settings = loaded, settings
+  def __init__(self, reasoner: Reasoner, settings: ServeSettings):
+    self._reasoner, self._settings = reasoner, settings
     self._lock = threading.Lock()
     self._waiting = threading.BoundedSemaphore(settings.max_waiting)
-    self._predictors: dict[tuple, Predictor] = {}
 
   def answer(self, request: Request, thinking: bool) -> dict[str, Any]:
     """Text, view and picture; Refused where too many wait or the picture cannot be used."""
     with Image.open(io.BytesIO(request.image)) as header:
       if header.width * header.height > self._settings.max_pixels:
         raise Refused(413, f"the picture has more than {self._settings.max_pixels} pixels")
-    picture = decode_image(request.image)
     if not self._waiting.acquire(blocking=False):
       raise Refused(503, "too many questions are waiting; try again in a moment")
     try:
       with self._lock:
-        prediction = self._predict(request, thinking)
+        answer = self._reasoner.ask(request.image, request.question, thinking=thinking)
     finally:
       self._waiting.release()
-    size = shown_size((picture.height, picture.width), PICTURE_PX)
+    size = shown_size((answer.image.height, answer.image.width), PICTURE_PX)
     buffer = io.BytesIO()
-    picture.resize(size[::-1], Image.Resampling.BOX).save(buffer, "JPEG", quality=85)
+    answer.image.resize(size[::-1], Image.Resampling.BOX).save(buffer, "JPEG", quality=85)
     return {
-      "text": prediction.text,
-      "view": trace_view(prediction.text, prediction.objects(), size),
+      "text": answer.text,
+      "view": trace_view(answer.text, answer.objects(), size),
       "picture": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(),
     }
-
-  def _predict(self, request: Request, thinking: bool) -> Prediction:
-    bucket = prompt_bucket(self._loaded, request, thinking)
-    if (bucket, thinking) not in self._predictors:
-      config = EvalConfig(
-        batch_size=1,
-        max_new_tokens=self._settings.max_new_tokens,
-        max_masks=self._settings.max_masks,
-        prompt_buckets=(bucket,),
-      )
-      self._predictors[bucket, thinking] = Predictor(self._loaded, config, thinking=thinking)
-    (prediction,) = self._predictors[bucket, thinking].predict([request])
-    return prediction
 
 
 def parse_question(body: bytes, settings: ServeSettings) -> tuple[Request, bool]:
@@ -225,7 +207,8 @@ def serve(checkpoint: str, settings: ServeSettings) -> None:
     ValueError: the model directory cannot be loaded.
     OSError: the address cannot be bound.
   """
-  with make_server(Answers(model_directory.load(checkpoint), settings), settings) as server:
+  reasoner = load(checkpoint, max_new_tokens=settings.max_new_tokens, max_masks=settings.max_masks)
+  with make_server(Answers(reasoner, settings), settings) as server:
     host, port = server.server_address[:2]
     print(f"http://{host}:{port}/  (Ctrl-C stops)", flush=True)
     try:

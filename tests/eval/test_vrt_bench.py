@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from converters import from_hf
+from converters.checkpoints import find_model
 from eval import merge, vrt_bench
-from eval.checkpoints import find_model
 from tests import tiny
 from tests.train import processes
 from vrt_jax import evaluate, model_directory
