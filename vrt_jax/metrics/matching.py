@@ -16,9 +16,10 @@ def match_ious(pred_masks: Sequence[Mask], gt_masks: Sequence[Mask]) -> list[flo
   raises ValueError ("mask size: ...") where sizes differ. Same numbers as `calculate_miou` of the
   reference (vrt_eval_single.py).
 
-  >>> box = np.array([[1, 1], [0, 0]]); full = np.ones((2, 2))
-  >>> match_ious([full], [box, full])
-  [0.0, 1.0]
+  Examples:
+    >>> box = np.array([[1, 1], [0, 0]]); full = np.ones((2, 2))
+    >>> match_ious([full], [box, full])
+    [0.0, 1.0]
   """
   return partner_ious(iou_matrix(pred_masks, gt_masks))
 
