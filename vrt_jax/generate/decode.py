@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int32, Key
 
 from vrt_jax.generate.sampling import Sampling, sample
 from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache
+from vrt_jax.models.qwen3_vl.text import DecodingCache, TextDecoder
 from vrt_jax.models.sa2va import Sa2VA
 from vrt_jax.ops.attention import AttentionMask
 from vrt_jax.ops.sharding import on_mesh
@@ -75,7 +76,7 @@ class DecodeState:
   """What the decode loop carries for G samples of each of B prompts."""
 
   step: Int32[Array, ""]
-  cache: GroupCache
+  cache: DecodingCache
   first_positions: Int32[Array, "B"]
   """Position of the first new token."""
   keys: Key[Array, "B G"]
@@ -182,20 +183,14 @@ def prefill(
 
 
 def decode_step(
-  model: Sa2VA, state: DecodeState, ids: TokenIds
+  language: TextDecoder, state: DecodeState, ids: TokenIds
 ) -> tuple[DecodeState, Float[Array, "B G V"]]:
   """Feeds `next_token` of every sample and gives the logits of the token after it."""
-  language = model.qwen.language_model
   positions = jnp.broadcast_to(
     (state.first_positions + state.step)[None, :, None], (3, *state.next_token.shape)
   )
-  hidden, cache = language.hidden_states(
-    language.embed(state.next_token).astype(model.dtype),
-    positions,
-    mask=None,
-    cache=state.cache,
-    cache_slot=state.step,
-  )
+  embeds = language.embed(state.next_token).astype(state.seg_hidden.dtype)
+  hidden, cache = language.next_states(embeds, positions, state.cache, state.step)
   is_seg = (state.next_token == ids.seg) & ~state.done
   seg_hidden, num_segs = jax.vmap(store_seg_states)(
     state.seg_hidden, state.num_segs, hidden[:, :, None], is_seg[:, :, None]
@@ -243,9 +238,11 @@ def decode(
   """From the prompts' last logits until all samples are done or have N tokens."""
   vocab, (b, g, max_new_tokens) = logits.shape[-1], state.tokens.shape
   forbidden = jnp.zeros(vocab, bool).at[jnp.asarray(ids.forbidden, jnp.int32)].set(True)
+  language, cache = model.qwen.language_model.for_decoding(state.cache)
+  state = state.replace(cache=cache)
 
   def body(state: DecodeState) -> DecodeState:
-    return choose(*decode_step(model, state, ids), sampling, forbidden, ids)
+    return choose(*decode_step(language, state, ids), sampling, forbidden, ids)
 
   first = jnp.broadcast_to(logits[:, None], (b, g, vocab))
   return jax.lax.while_loop(

@@ -37,12 +37,18 @@ def divides_weights() -> bool:
   return mesh is not None and mesh.shape[FSDP_AXIS] > 1
 
 
-def on_tpu() -> bool:
-  """Whether the program that is traced is for TPUs: the mesh's devices, or the default."""
+def platform() -> str:
+  """What the program that is traced is for, "cpu", "gpu" or "tpu": the mesh's devices, or the
+  default."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.abstract_device is None:
-    return jax.default_backend() == "tpu"
-  return mesh.abstract_device.platform == "tpu"
+    return jax.default_backend()
+  return mesh.abstract_device.platform
+
+
+def on_tpu() -> bool:
+  """Whether the program that is traced is for TPUs."""
+  return platform() == "tpu"
 
 
 def batch_axes(mesh: AbstractMesh, size: int) -> tuple[str, ...] | None:

@@ -70,6 +70,17 @@ class GroupCache:
     empty = _empty((layers, b, group_size, num_slots, heads, width), prompt.k.dtype)
     return cls(prompt, prompt_mask, empty, empty)
 
+  def by_layer(self) -> tuple["LayerCache", ...]:
+    """The same, each layer by itself."""
+    return tuple(
+      LayerCache(
+        *(jnp.moveaxis(x[i], 1, -1) for x in (self.prompt.k, self.prompt.v)),
+        self.prompt_mask,
+        *(jnp.moveaxis(x[i], 2, -1) for x in (self.k, self.v)),
+      )
+      for i in range(self.k.shape[0])
+    )
+
   def write(
     self, layer: ArrayLike, slot: ArrayLike, k: Float[Array, "B G K H"], v: Float[Array, "B G K H"]
   ) -> "GroupCache":
@@ -87,6 +98,38 @@ class GroupCache:
     prompt = self.prompt.read(layer, q.dtype)
     slots = jnp.reshape(slot, 1)
     return group_attention(q[:, :, None], *prompt, self.prompt_mask, k, v, slots)[:, :, 0]
+
+
+@struct.dataclass
+class LayerCache:
+  """A `GroupCache` of one layer whose slots lie side by side.
+
+  CPUs multiply matrices in this order; from the other one they would copy at every token.
+  """
+
+  prompt_k: Float[Array, "B K H P"]
+  prompt_v: Float[Array, "B K H P"]
+  prompt_mask: Bool[Array, "B P"]
+  k: Float[Array, "B G K H S"]
+  v: Float[Array, "B G K H S"]
+
+  def write(
+    self, layer: None, slot: ArrayLike, k: Float[Array, "B G K H"], v: Float[Array, "B G K H"]
+  ) -> "LayerCache":
+    """As of GroupCache."""
+    start = (0, 0, 0, 0, slot)
+    return self.replace(
+      k=_replace(self.k, k[..., None], start), v=_replace(self.v, v[..., None], start)
+    )
+
+  def attend(
+    self, layer: None, slot: ArrayLike, q: Float[Array, "B G N H"], mask: None = None
+  ) -> Float[Array, "B G N H"]:
+    """As of GroupCache."""
+    prompt = (jnp.moveaxis(x, -1, 1).astype(q.dtype) for x in (self.prompt_k, self.prompt_v))
+    own = (jnp.moveaxis(x, -1, 2).astype(q.dtype) for x in (self.k, self.v))
+    slots = jnp.reshape(slot, 1)
+    return group_attention(q[:, :, None], *prompt, self.prompt_mask, *own, slots)[:, :, 0]
 
 
 def _empty(shape: tuple[int, ...], dtype: DTypeLike) -> Array:

@@ -19,16 +19,19 @@ from vrt_jax.models.layers import (
   draw_dropouts,
   stack,
   whole_weights,
+  with_whole_weights,
 )
-from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache
+from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache, LayerCache
 from vrt_jax.ops.attention import AttentionMask, attention
 from vrt_jax.ops.group_attention import PackedMask, packed_attention
 from vrt_jax.ops.rope import apply_rope, mrope_cos_sin
-from vrt_jax.ops.sharding import constrain_batch, divides_weights, gathered
+from vrt_jax.ops.sharding import constrain_batch, divides_weights, gathered, platform
 
 Rope = tuple[Array, Array]
 Mask = AttentionMask | PackedMask | None
-Cache = KVCache | GroupCache
+Cache = KVCache | GroupCache | LayerCache
+DecodingCache = GroupCache | tuple[LayerCache, ...]
+"""Of all layers in one, or of each layer by itself."""
 REMAT_POLICIES = {
   "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
   "full": KEEP_ATTENTION,
@@ -41,10 +44,10 @@ REMAT_POLICIES = {
 
 @struct.dataclass
 class _CacheSlice:
-  """Where a layer reads and writes: the whole cache, its layer and the first new slot."""
+  """Where a layer reads and writes: the cache, its layer in it and the first new slot."""
 
   cache: Cache
-  layer: Int32[Array, ""]
+  layer: Int32[Array, ""] | None
   slot: Int32[Array, ""]
 
 
@@ -203,9 +206,8 @@ class TextDecoder(nnx.Module):
     """Output of the last layer before the final norm, and the cache with the T new slots.
 
     With a `KVCache` the keys and values go to slots cache_slot .. cache_slot + T - 1 of every row
-    and `mask` covers all S slots; without one it covers the T inputs. With a `GroupCache` the T
-    inputs are one new token of each sample and there is no mask. DeepStack features k are added
-    after layer k at positions with `visual_index` >= 0. `dropout_key` turns LoRA dropout on,
+    and `mask` covers all S slots; without one it covers the T inputs. DeepStack features k are
+    added after layer k at positions with `visual_index` >= 0. `dropout_key` turns LoRA dropout on,
     `remat` says what the backward pass computes again (OptimConfig).
 
     Raises ValueError where `deepstack` comes without `visual_index`.
@@ -233,6 +235,49 @@ class TextDecoder(nnx.Module):
       body, (inputs_embeds, cache), (state, jnp.arange(config.num_layers), keys)
     )
     return carry
+
+  def for_decoding(self, cache: GroupCache) -> tuple["TextDecoder", DecodingCache]:
+    """A copy for `next_states` and its cache, made once before the loop over tokens.
+
+    Weights that the fsdp axis divides are gathered, instead of once a token. For CPUs layers stand
+    one by one: a scan copies a layer's weights before it multiplies a vector by them.
+    """
+    copy = nnx.merge(*nnx.split(self))
+    copy.layers = with_whole_weights(copy.layers)
+    if copy.lm_head is None:
+      copy.embed_tokens = with_whole_weights(copy.embed_tokens)
+    else:
+      copy.lm_head = with_whole_weights(copy.lm_head)
+    if platform() != "cpu":
+      return copy, cache
+    graphdef, state = nnx.split(copy.layers)
+    layers = [
+      nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state))
+      for i in range(self.config.num_layers)
+    ]
+    copy.layers = nnx.List(layers)
+    return copy, cache.by_layer()
+
+  def next_states(
+    self,
+    inputs_embeds: Float[Array, "B G D"],
+    position_ids: Int32[Array, "3 B G"],
+    cache: DecodingCache,
+    slot: ArrayLike,
+  ) -> tuple[Float[Array, "B G D"], DecodingCache]:
+    """`hidden_states` of one new token of each sample of a group, which goes to `slot`.
+
+    For a decoder and a cache that `for_decoding` made.
+    """
+    if isinstance(cache, GroupCache):
+      return self.hidden_states(inputs_embeds, position_ids, None, cache=cache, cache_slot=slot)
+    config = self.config
+    rope = mrope_cos_sin(position_ids, config.head_dim, config.rope_theta, config.mrope_section)
+    x, written = inputs_embeds, []
+    for layer, own in zip(self.layers, cache, strict=True):
+      x, own = layer(constrain_batch(x), rope, None, _CacheSlice(own, None, slot), None)
+      written.append(own)
+    return x, tuple(written)
 
 
 def _add_deepstack(
