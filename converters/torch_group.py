@@ -4,13 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from flax import nnx
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from converters.export import patch_kernel, rename
-from converters.hf_config import hf_config
-from converters.qwen3_vl_rules import qwen3_vl_table
-from converters.streams import whole
+from converters.torch_twin import qwen_twin
 from vrt_jax.config import GrpoConfig
 from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.data.image import normalize_patches
@@ -25,19 +20,7 @@ def torch_group(
 
   Temperature 0 is greedy.
   """
-  config = Qwen3VLConfig(**hf_config(model.config, tokenizer, "float32", {}))
-  theirs = Qwen3VLForConditionalGeneration(config).eval()
-  params = {
-    ".".join(map(str, path)): whole(np.asarray(v.get_value()))
-    for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))
-    if path[0] == "qwen"
-  }
-  tied = model.config.text.tie_embeddings
-  renamed = rename(qwen3_vl_table(tied), params, patch_kernel(model.config))
-  state = {k: torch.from_numpy(np.array(a.read(0, a.shape[0]))) for k, a in renamed.items()}
-  if tied:
-    state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
-  theirs.load_state_dict(state)
+  theirs = qwen_twin(model, tokenizer)
   row = torch.tensor(np.asarray(prompt.input_ids, np.int64))[None]
   inputs = {
     "input_ids": row,

@@ -7,14 +7,14 @@ of wall-clock time are compared; programs are compiled before.
 """
 
 import io
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from scripts.bench_model import random_model
+from scripts.bench_runs import medians
 from vrt_jax.config import GrpoConfig, ImageConfig, ModelConfig, TextConfig, VisionConfig
 
 POSITION_SIDE = 24
@@ -66,15 +66,7 @@ def measure_rollout(args: RolloutArgs) -> dict:
   image = ImageConfig(min_pixels=args.picture_px**2, max_pixels=args.picture_px**2)
   group, single, theirs = sides(args, config, tokenizer, image)
   runs = {"jax": group, "single": single, "torch": theirs}
-  for run in runs.values():
-    run()
-  seconds: dict[str, list[float]] = {name: [] for name in runs}
-  for _ in range(args.repeats):
-    for name, run in runs.items():
-      started = time.perf_counter()
-      run()
-      seconds[name].append(time.perf_counter() - started)
-  median = {name: statistics.median(values) for name, values in seconds.items()}
+  median = medians(runs, args.repeats)
   return {
     "name": "rollout_group",
     "unit": "s a group",
@@ -117,22 +109,6 @@ def sides(
     our_rollout(model, prompt, tokenizer, image, replace(grpo, group_size=1)),
     torch_group(model, prompt, tokenizer, grpo),
   )
-
-
-def random_model(abstract):
-  """The model with random matrices and norms of one."""
-  import jax.numpy as jnp
-  from flax import nnx
-
-  rng = np.random.default_rng(0)
-  graphdef, state = nnx.split(abstract)
-  filled = []
-  for path, variable in nnx.to_flat_state(state):
-    shape = variable.get_value().shape
-    is_norm = any("norm" in str(part) for part in path) and path[-1] == "weight"
-    noise = rng.standard_normal(shape, np.float32) * shape[-1] ** -0.5
-    filled.append((path, variable.replace(jnp.asarray(np.ones_like(noise) if is_norm else noise))))
-  return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
 def our_rollout(

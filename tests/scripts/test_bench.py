@@ -2,13 +2,15 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import bench, bench_data, bench_metrics, bench_rollout, photo_records
+from scripts import bench, bench_data, bench_metrics, bench_rollout, bench_speed, photo_records
+from scripts.bench_model import Subject
 from tests import tiny
 from vrt_jax.config import ImageConfig
 from vrt_jax.data.chat import ChatTokenizer
@@ -17,7 +19,9 @@ from vrt_jax.data.transforms import segmentation_of, small_object_mask
 
 def test_names_and_options_are_checked(monkeypatch: pytest.MonkeyPatch):
   monkeypatch.setattr("sys.argv", ["bench", "speed"])
-  with pytest.raises(ValueError, match="unknown measurement 'speed': choose from data_pipeline"):
+  with pytest.raises(
+    ValueError, match="unknown measurement 'speed': choose from predict_reference"
+  ):
     bench.main()
   monkeypatch.setattr("sys.argv", ["bench", "data_pipeline", "--color", "red"])
   with pytest.raises(ValueError, match="--color"):
@@ -51,6 +55,55 @@ def test_both_sides_of_the_rollout_have_the_same_weights_and_prompt():
   assert group.shape == theirs.shape == (2, 6)
   np.testing.assert_array_equal(group, theirs)
   np.testing.assert_array_equal(single, group[:1])
+
+
+SMALL = Subject(
+  replace(
+    bench_speed.LANGUAGE,
+    vision=replace(
+      bench_speed.LANGUAGE.vision,
+      depth=2,
+      hidden_size=32,
+      num_heads=2,
+      intermediate_size=48,
+      num_position_embeddings=36,
+      out_hidden_size=48,
+      deepstack_indexes=(0,),
+    ),
+    text=replace(tiny.MODEL.text, hidden_size=48, vocab_size=700),
+  ),
+  (96, 128),
+  40,
+)
+ONCE = bench_speed.SpeedArgs(repeats=1, new_tokens=5)
+
+
+def test_both_sides_compute_the_same():
+  """Every line says how far the sides are apart."""
+  line = bench_speed.prefill(ONCE, SMALL)
+  assert line["error"] < 1e-4 and line["tokens"] == 12 + 40 and line["of_gemm_limit"] > 0
+  assert bench_speed.predict(ONCE, SMALL, encode_once=False)["pixels_that_differ"] < 1e-3
+
+
+@pytest.mark.slow
+def test_every_stage_computes_the_same():
+  for rows in (1, 2):
+    assert bench_speed.decode(ONCE, SMALL, rows)["same_text"]
+  assert bench_speed.decode(ONCE, SMALL, 1, "bfloat16")["ratio"] > 0
+  assert bench_speed.sam2_encode(ONCE, SMALL)["error"] < 1e-4
+  line = bench_speed.mask_decode(ONCE, SMALL, 3)
+  assert line["objects"] == 3 and line["error"] < 1e-3 and line["ratio"] > 0
+  assert bench_speed.predict(ONCE, SMALL, encode_once=True)["pixels_that_differ"] < 1e-3
+
+
+def test_another_model_is_seen_to_differ(monkeypatch: pytest.MonkeyPatch):
+  other = Subject(SMALL.config, (96, 128), 40)
+  other.model.qwen.visual.merger.norm.bias[...] += 1.0
+  monkeypatch.setattr(bench_speed, "torch_side", lambda _: real(other))
+  assert bench_speed.prefill(ONCE, SMALL)["error"] > 1e-2
+
+
+real = bench_speed.torch_side
 
 
 def test_rles_are_measured_beside_dense_masks():

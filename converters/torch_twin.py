@@ -1,0 +1,57 @@
+"""PyTorch models with the weights of a model of ours, to compare numbers and speed."""
+
+import numpy as np
+import torch
+from flax import nnx
+from torch import Tensor
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Sam2Config, Sam2Model
+
+from converters.export import patch_kernel, rename
+from converters.hf_config import hf_config
+from converters.qwen3_vl_rules import qwen3_vl_table
+from converters.rules import RuleTable
+from converters.sam2_config import sam2_hf_config
+from converters.sam2_rules import HF
+from converters.streams import whole
+from converters.torch_reference import TorchSa2VA
+from vrt_jax.data.chat import ChatTokenizer
+from vrt_jax.models.sa2va import Sa2VA
+
+
+def torch_twin(model: Sa2VA, tokenizer: ChatTokenizer) -> TorchSa2VA:
+  """The whole model in float32, without adapters."""
+  sam2 = Sam2Model(Sam2Config(**sam2_hf_config(model.config.sam2, "float32"))).eval()
+  state = _tensors(model, "sam2", HF)
+  state |= {tie.copy: state[tie.original] for tie in HF.tied}
+  sam2.load_state_dict(state)
+  width, out = model.config.text.hidden_size, model.config.sam2.d_model
+  fcs = torch.nn.Sequential(
+    torch.nn.Linear(width, width), torch.nn.ReLU(), torch.nn.Linear(width, out)
+  )
+  with torch.no_grad():
+    for theirs, ours in ((fcs[0], model.text_hidden_fcs.fc1), (fcs[2], model.text_hidden_fcs.fc2)):
+      theirs.weight.copy_(torch.from_numpy(np.array(ours.weight[...])))
+      theirs.bias.copy_(torch.from_numpy(np.array(ours.bias[...])))
+  return TorchSa2VA(qwen_twin(model, tokenizer), fcs, sam2).eval()
+
+
+def qwen_twin(model: Sa2VA, tokenizer: ChatTokenizer) -> Qwen3VLForConditionalGeneration:
+  """The language half in float32, without adapters."""
+  config = Qwen3VLConfig(**hf_config(model.config, tokenizer, "float32", {}))
+  qwen = Qwen3VLForConditionalGeneration(config).eval()
+  tied = model.config.text.tie_embeddings
+  state = _tensors(model, "qwen", qwen3_vl_table(tied))
+  if tied:
+    state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
+  qwen.load_state_dict(state)
+  return qwen
+
+
+def _tensors(model: Sa2VA, part: str, table: RuleTable) -> dict[str, Tensor]:
+  params = {
+    ".".join(map(str, path)): whole(np.asarray(variable.get_value(), np.float32))
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    if path[0] == part and path[-1] not in ("lora_a", "lora_b")
+  }
+  renamed = rename(table, params, patch_kernel(model.config) if part == "qwen" else ())
+  return {k: torch.from_numpy(np.array(a.read(0, a.shape[0]))) for k, a in renamed.items()}
