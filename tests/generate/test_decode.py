@@ -17,6 +17,8 @@ from vrt_jax.generate.decode import (
   store_seg_states,
 )
 from vrt_jax.generate.sampling import Sampling
+from vrt_jax.models.qwen3_vl import text
+from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache
 from vrt_jax.models.sa2va import Sa2VA, gather_positions
 from vrt_jax.types import TextInputs, VisionInputs
 
@@ -89,8 +91,7 @@ def extended(tokens: np.ndarray) -> tuple[TextInputs, VisionInputs]:
     Prompt(np.concatenate([p.input_ids, row]).astype(np.int32), p.patches, p.grids, None)
     for p, row in zip(prompts(), tokens, strict=True)
   )
-  text, vision, _ = pad(samples, FULL_SLOTS)
-  return text, vision
+  return pad(samples, FULL_SLOTS)[:2]
 
 
 def prompt_lengths() -> np.ndarray:
@@ -112,6 +113,34 @@ def test_greedy_equals_a_full_forward_pass_for_every_token():
   np.testing.assert_array_equal(out.tokens, tokens)
   assert len(set(tokens.flatten().tolist())) > 3
   assert (tokens[0] != tokens[1]).any()
+
+
+def test_layers_one_by_one_and_in_a_scan_say_the_same(monkeypatch):
+  """CPUs decode in one form, accelerators in the other."""
+  token_ids = ids(allowed=(ids().seg, 40, 41))
+  assert isinstance(decoding_cache(), tuple)
+  expected = run(token_ids)
+  monkeypatch.setattr(text, "platform", lambda: "gpu")
+  jax.clear_caches()
+  assert isinstance(decoding_cache(), GroupCache)
+  out = run(token_ids)
+  jax.clear_caches()
+  np.testing.assert_array_equal(out.tokens, expected.tokens)
+  np.testing.assert_allclose(out.low_res_masks, expected.low_res_masks, rtol=1e-4, atol=1e-4)
+
+
+def decoding_cache():
+  """What the decoder would loop over."""
+  mask = jnp.ones((1, 4), bool)
+  prompt = KVCache.zeros(tiny.MODEL.text, 1, 4, jnp.float32)
+  cache = GroupCache.start(prompt, mask, 1, 2)
+  return tiny.loaded().model.qwen.language_model.for_decoding(cache)[1]
+
+
+def test_decoding_leaves_the_model_as_it_was():
+  before = nnx.graphdef(tiny.loaded().model)
+  decoding_cache()
+  assert nnx.graphdef(tiny.loaded().model) == before
 
 
 @functools.cache
