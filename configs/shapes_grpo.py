@@ -4,8 +4,8 @@ Source: ours; the road of configs/vrt_qwen3_4b_grpo.py at the embedded world's s
 the answer's and the form's; reasoning masks earn through `mention_weight`, credited to their own
 words. Advantages are not divided by a group's deviation (Dr. GRPO): IoUs of equal answers differ a
 little, and the division would turn that into full advantages.
-Expected: from a model with R-LQ 79.5, R-SQ 87.1, A-mIoU 64.1 one seed gave 84.4, 86.8, 67.8.
-Hardware: two CPU cores, about 10 seconds a step.
+Expected: from a model with R-LQ 79.4, R-SQ 87.3, A-mIoU 63.7 two seeds gave 84.7, 87.2, 66.6.
+Hardware: two CPU cores, about 9 seconds a step.
 Command: python -m vrt_jax.train --config configs/shapes_sft_long.py
   python -m vrt_jax.train --config configs/shapes_grpo.py
 """

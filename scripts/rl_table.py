@@ -78,6 +78,8 @@ def train_minutes(lines: Sequence[dict[str, Any]]) -> float:
 def table(sft: Trained, rl: Sequence[Trained], without: Sequence[Trained], command: str) -> str:
   """The Markdown text."""
   lines = [
+    "# Gains of reinforcement learning",
+    "",
     f"Made by `{command}`; {len(sft.samples)} held-out samples, greedy decoding.",
     "",
     f"| run | seed | minutes of steps | {' | '.join(HEADLINE)} |",
