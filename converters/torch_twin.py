@@ -14,37 +14,56 @@ from converters.sam2_config import sam2_hf_config
 from converters.sam2_rules import HF
 from converters.streams import whole
 from converters.torch_reference import TorchSa2VA
+from vrt_jax.config import ModelConfig
 from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.models.sa2va import Sa2VA
 
 
-def torch_twin(model: Sa2VA, tokenizer: ChatTokenizer) -> TorchSa2VA:
-  """The whole model in float32, without adapters."""
-  sam2 = Sam2Model(Sam2Config(**sam2_hf_config(model.config.sam2, "float32"))).eval()
-  state = _tensors(model, "sam2", HF)
-  state |= {tie.copy: state[tie.original] for tie in HF.tied}
-  sam2.load_state_dict(state)
-  width, out = model.config.text.hidden_size, model.config.sam2.d_model
+def untrained(config: ModelConfig, tokenizer: ChatTokenizer) -> TorchSa2VA:
+  """A model of the same sizes with weights as transformers draws them."""
+  width, out = config.text.hidden_size, config.sam2.d_model
   fcs = torch.nn.Sequential(
     torch.nn.Linear(width, width), torch.nn.ReLU(), torch.nn.Linear(width, out)
   )
+  sam2 = Sam2Model(Sam2Config(**sam2_hf_config(config.sam2, "float32")))
+  return TorchSa2VA(untrained_qwen(config, tokenizer), fcs, sam2).eval()
+
+
+def untrained_qwen(
+  config: ModelConfig, tokenizer: ChatTokenizer
+) -> Qwen3VLForConditionalGeneration:
+  """The language half of `untrained`."""
+  sizes = Qwen3VLConfig(**hf_config(config, tokenizer, "float32", {}))
+  return Qwen3VLForConditionalGeneration(sizes).eval()
+
+
+def torch_twin(model: Sa2VA, tokenizer: ChatTokenizer) -> TorchSa2VA:
+  """The whole model in float32, without adapters."""
+  theirs = untrained(model.config, tokenizer)
+  _load_qwen(theirs.qwen, model)
+  state = _tensors(model, "sam2", HF)
+  theirs.sam2.load_state_dict(state | {tie.copy: state[tie.original] for tie in HF.tied})
+  fcs = model.text_hidden_fcs
   with torch.no_grad():
-    for theirs, ours in ((fcs[0], model.text_hidden_fcs.fc1), (fcs[2], model.text_hidden_fcs.fc2)):
-      theirs.weight.copy_(torch.from_numpy(np.array(ours.weight[...])))
-      theirs.bias.copy_(torch.from_numpy(np.array(ours.bias[...])))
-  return TorchSa2VA(qwen_twin(model, tokenizer), fcs, sam2).eval()
+    for layer, ours in ((theirs.text_hidden_fcs[0], fcs.fc1), (theirs.text_hidden_fcs[2], fcs.fc2)):
+      layer.weight.copy_(torch.from_numpy(np.array(ours.weight[...])))
+      layer.bias.copy_(torch.from_numpy(np.array(ours.bias[...])))
+  return theirs
 
 
 def qwen_twin(model: Sa2VA, tokenizer: ChatTokenizer) -> Qwen3VLForConditionalGeneration:
   """The language half in float32, without adapters."""
-  config = Qwen3VLConfig(**hf_config(model.config, tokenizer, "float32", {}))
-  qwen = Qwen3VLForConditionalGeneration(config).eval()
+  qwen = untrained_qwen(model.config, tokenizer)
+  _load_qwen(qwen, model)
+  return qwen
+
+
+def _load_qwen(qwen: Qwen3VLForConditionalGeneration, model: Sa2VA) -> None:
   tied = model.config.text.tie_embeddings
   state = _tensors(model, "qwen", qwen3_vl_table(tied))
   if tied:
     state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
   qwen.load_state_dict(state)
-  return qwen
 
 
 def _tensors(model: Sa2VA, part: str, table: RuleTable) -> dict[str, Tensor]:

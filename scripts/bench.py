@@ -15,10 +15,11 @@ import sys
 from scripts.bench_data import DataArgs, measure_data
 from scripts.bench_metrics import MetricsArgs, measure_metrics
 from scripts.bench_rollout import RolloutArgs, measure_rollout
+from scripts.bench_sft import measure_sft
 from scripts.bench_speed import SPEED_NAMES, SpeedArgs, measure_speed
 from vrt_jax import cli
 
-NAMES = (*SPEED_NAMES, "rollout_group", "data_pipeline", "metrics_rle")
+NAMES = (*SPEED_NAMES, "sft_step", "rollout_group", "data_pipeline", "metrics_rle")
 
 
 def main() -> None:
@@ -45,6 +46,8 @@ def measure(name: str, options: list[str]) -> dict:
     return measure_rollout(cli.parse(RolloutArgs, options, prog))
   if name == "metrics_rle":
     return measure_metrics(cli.parse(MetricsArgs, options, prog))
+  if name == "sft_step":
+    return measure_sft(cli.parse(SpeedArgs, options, prog))
   return measure_speed(name, cli.parse(SpeedArgs, options, prog))
 
 

@@ -7,12 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
-from scripts import bench, bench_data, bench_metrics, bench_rollout, bench_speed, photo_records
-from scripts.bench_model import Subject
+from converters.torch_sft import TorchSft
+from converters.torch_twin import torch_twin
+from scripts import (
+  bench,
+  bench_data,
+  bench_metrics,
+  bench_rollout,
+  bench_sft,
+  bench_speed,
+  photo_records,
+)
+from scripts.bench_model import Subject, with_lora
 from tests import tiny
-from vrt_jax.config import ImageConfig
+from vrt_jax.config import ImageConfig, SftLossConfig
 from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.data.transforms import segmentation_of, small_object_mask
 
@@ -94,6 +105,24 @@ def test_every_stage_computes_the_same():
   line = bench_speed.mask_decode(ONCE, SMALL, 3)
   assert line["objects"] == 3 and line["error"] < 1e-3 and line["ratio"] > 0
   assert bench_speed.predict(ONCE, SMALL, encode_once=True)["pixels_that_differ"] < 1e-3
+
+
+def test_the_sft_steps_have_one_loss(monkeypatch: pytest.MonkeyPatch):
+  """Without the masks' terms, whose points are drawn; the adapters start at no effect."""
+  small = Subject(with_lora(SMALL.config, 4), (96, 128), 40)
+  monkeypatch.setattr(bench_sft, "TEXT_TOKENS", 40)
+  monkeypatch.setattr(bench_sft, "LOSS", SftLossConfig(1.0, 0.0, 0.0, num_points=50))
+  zeroed = small.model
+  for path, variable in nnx.to_flat_state(nnx.state(zeroed, nnx.LoRAParam)):
+    variable.set_value(variable.get_value() * (path[-1] == "lora_a"))
+  theirs = TorchSft(
+    torch_twin(zeroed, small.tokenizer), small.config.lora, bench_sft.OPTIM, bench_sft.LOSS
+  )
+  batch = bench_sft.training_batch(small)
+  ours = bench_sft.our_step(small)
+  first = ours(), theirs.step(batch)
+  assert first[0] == pytest.approx(first[1], rel=1e-5)
+  assert [ours(), theirs.step(batch)] != list(first)
 
 
 def test_another_model_is_seen_to_differ(monkeypatch: pytest.MonkeyPatch):

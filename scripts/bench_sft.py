@@ -1,0 +1,118 @@
+"""The SFT step beside PyTorch's: LoRA, frozen tower and encoder, five masks, float32.
+
+    python -m scripts.bench sft_step [--repeats 3]
+    python -m scripts.bench_sft jax     # the peak memory of one side by itself
+
+Speed is measured in turns in one process, memory in a process a side.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+
+from scripts.bench_model import MODEL, Subject, with_lora
+from scripts.bench_runs import medians
+from scripts.bench_speed import SpeedArgs, compared
+from vrt_jax.config import MeshConfig, OptimConfig, SftLossConfig
+
+RANK = 128
+TEXT_TOKENS = 160
+OPTIM = OptimConfig(
+  learning_rate=4e-5, betas=(0.9, 0.999), batch_size=1, steps=100, trainable="adapters"
+)
+LOSS = SftLossConfig()
+
+
+def subject() -> Subject:
+  """The model of middle size with adapters; 256 visual tokens."""
+  return Subject(with_lora(MODEL, RANK), text_tokens=TEXT_TOKENS)
+
+
+def training_batch(of: Subject):
+  """One sample: half of the text is labelled and holds five [SEG] with blocks as masks."""
+  from vrt_jax.types import IGNORE_INDEX, Batch, Targets
+
+  prompt = of.prompt()
+  inputs = of.inputs(prompt)
+  length, masks = len(prompt.input_ids), 5
+  places = np.linspace(length - TEXT_TOKENS // 2, length - 2, masks).astype(np.int32)
+  labels = np.full((1, length), IGNORE_INDEX, np.int32)
+  labels[:, -TEXT_TOKENS // 2 :] = prompt.input_ids[-TEXT_TOKENS // 2 :]
+  side = of.config.sam2.mask_size
+  truth = np.zeros((1, masks, side, side), np.uint8)
+  for i in range(masks):
+    truth[0, i, i * side // 8 : (i + 2) * side // 8, side // 4 : side // 2] = 1
+  targets = Targets(
+    labels=labels,
+    seg_positions=places[None],
+    seg_valid=np.ones((1, masks), bool),
+    masks=truth,
+  )
+  return Batch(inputs.vision, inputs.text, inputs.grounding_image, targets)
+
+
+def our_step(of: Subject) -> Callable[[], float]:
+  """A function that makes an update and gives its loss."""
+  import jax
+
+  from vrt_jax.runtime import make_mesh
+  from vrt_jax.train.optim import make_optimizer, trainable_filter
+  from vrt_jax.train.sft_step import make_sft_step
+  from vrt_jax.train.state import create_state
+
+  mesh, optimizer = make_mesh(MeshConfig()), make_optimizer(OPTIM)
+  state, frozen = create_state(of.model, optimizer, trainable_filter(OPTIM.trainable), mesh)
+  del of.__dict__["model"]  # the state has its own copy
+  step = make_sft_step(optimizer, OPTIM, LOSS, state)
+  batch, key = jax.device_put(training_batch(of)), jax.random.key(0)
+  held = [state]
+
+  def run() -> float:
+    held[0], metrics = step(held[0], frozen, batch, key)
+    return float(metrics["loss"])
+
+  return run
+
+
+def torch_step(of: Subject) -> Callable[[], float]:
+  """The same in PyTorch, from weights of its own."""
+  from converters.torch_sft import TorchSft
+  from converters.torch_twin import untrained
+
+  side = TorchSft(untrained(of.config, of.tokenizer), of.config.lora, OPTIM, LOSS)
+  batch = training_batch(of)
+  return lambda: side.step(batch)
+
+
+STEPS = {"jax": our_step, "torch": torch_step}
+
+
+def measure_sft(args: SpeedArgs) -> dict:
+  """The line of results, with each side's peak memory in GiB."""
+  peaks = {side: _peak_of(side) for side in STEPS}
+  runs = {side: make(subject()) for side, make in STEPS.items()}
+  line = compared(runs, args.repeats)
+  return {"name": "sft_step"} | line | {f"{side}_gib": peak for side, peak in peaks.items()}
+
+
+def _peak_of(side: str) -> float:
+  command = [sys.executable, "-m", "scripts.bench_sft", side]
+  done = subprocess.run(command, check=True, capture_output=True, text=True)
+  return json.loads(done.stdout.splitlines()[-1])["gib"]
+
+
+def main() -> None:
+  """Command line: makes two steps of a side and prints the peak of its resident memory."""
+  side = sys.argv[1] if len(sys.argv) > 1 else ""
+  if side not in STEPS:
+    raise SystemExit(f"error: give a side: {' or '.join(STEPS)}")
+  medians({side: STEPS[side](subject())}, 2)
+  print(json.dumps({"gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}))
+
+
+if __name__ == "__main__":
+  main()
