@@ -10,7 +10,8 @@ from jax import export
 
 from tests import tiny
 from vrt_jax.config import MeshConfig
-from vrt_jax.generate.decode import DecodeState, GenerationInputs, TokenIds, decode_step, prefill
+from vrt_jax.generate.decode import DecodeState, GenerationInputs, TokenIds, decode, prefill
+from vrt_jax.generate.sampling import Sampling
 from vrt_jax.models.sa2va import abstract_sa2va
 from vrt_jax.runtime import make_mesh
 from vrt_jax.train.optim import make_optimizer, trainable_filter
@@ -73,8 +74,8 @@ def test_prefill_and_decode(model: tuple[nnx.GraphDef, nnx.State]):
   state, logits = jax.eval_shape(first, params, prompts())
   assert logits.shape == (2, tiny.VOCAB_SIZE)
 
-  def one_token(params: nnx.State, state: DecodeState):
-    return decode_step(nnx.merge(graphdef, params), state, IDS)
+  def all_tokens(params: nnx.State, state: DecodeState, logits: jax.Array):
+    return decode(nnx.merge(graphdef, params), state, logits, Sampling(), IDS).tokens
 
-  found = lowered(one_token, shapes(params), shapes(state))
-  assert found.out_avals[-1].shape == (2, 1, tiny.VOCAB_SIZE)
+  found = lowered(all_tokens, shapes(params), shapes(state), shapes(logits))
+  assert found.out_avals[-1].shape == (2, 1, NEW_TOKENS)
