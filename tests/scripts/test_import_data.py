@@ -256,7 +256,7 @@ def test_bad_input_ends_with_one_line(folder, capsys):
 
 
 def test_the_example_of_the_document_is_sound():
-  document = Path(__file__).resolve().parents[2] / "docs" / "data.md"
+  document = Path(__file__).resolve().parents[2] / "docs" / "own_data.md"
   example = document.read_text().partition("```json\n")[2].partition("```")[0]
   question, problems = parse_entry(json.loads(example))
   assert problems == [] and question.objects["<obj2>"] == [23, 24]

@@ -276,6 +276,7 @@ class TextDecoder(nnx.Module):
     x, written = inputs_embeds, []
     for layer, own in zip(self.layers, cache, strict=True):
       x, own = layer(constrain_batch(x), rope, None, _CacheSlice(own, None, slot), None)
+      x = jax.lax.optimization_barrier(x)  # rounded to its dtype, as a scan's carry is
       written.append(own)
     return x, tuple(written)
 
