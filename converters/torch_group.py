@@ -5,10 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from converters.torch_twin import qwen_twin
+from converters.torch_twin import prompt_inputs, qwen_twin
 from vrt_jax.config import GrpoConfig
 from vrt_jax.data.chat import ChatTokenizer
-from vrt_jax.data.image import normalize_patches
 from vrt_jax.data.transforms import Prompt
 from vrt_jax.models.sa2va import Sa2VA
 
@@ -21,14 +20,7 @@ def torch_group(
   Temperature 0 is greedy.
   """
   theirs = qwen_twin(model, tokenizer)
-  row = torch.tensor(np.asarray(prompt.input_ids, np.int64))[None]
-  inputs = {
-    "input_ids": row,
-    "attention_mask": torch.ones_like(row),
-    "mm_token_type_ids": (row == tokenizer.image_pad_id).int(),
-    "pixel_values": torch.from_numpy(np.asarray(normalize_patches(prompt.patches), np.float32)),
-    "image_grid_thw": torch.tensor(prompt.grids),
-  }
+  inputs = prompt_inputs(prompt, tokenizer)
 
   def run() -> np.ndarray:
     with torch.no_grad():
@@ -45,6 +37,6 @@ def torch_group(
         pad_token_id=tokenizer.endoftext_id,
         suppress_tokens=list(tokenizer.never_sample_ids),
       )
-    return out[:, row.shape[1] :].numpy()
+    return out[:, len(prompt.input_ids) :].numpy()
 
   return run

@@ -34,9 +34,8 @@ class LowRank(nn.Module):
     return self.linear(x) + self.scale * F.linear(down, self.lora_b)
 
 
-def add_low_rank(model: TorchSa2VA, lora: LoraConfig) -> list[LowRank]:
-  """Puts fresh adapters (A random, B zero) on every text layer, in place; gives them."""
-  added = []
+def add_low_rank(model: TorchSa2VA, lora: LoraConfig) -> None:
+  """Puts fresh adapters (A random, B zero) on every text layer, in place."""
   for layer in model.qwen.model.language_model.layers:
     for parent_name, names in LINEARS.items():
       parent = layer.get_submodule(parent_name)
@@ -45,8 +44,6 @@ def add_low_rank(model: TorchSa2VA, lora: LoraConfig) -> list[LowRank]:
         a = torch.randn(lora.rank, linear.in_features) * linear.in_features**-0.5
         b = torch.zeros(linear.out_features, lora.rank)
         setattr(parent, name, LowRank(linear, a, b, lora.alpha / lora.rank, lora.dropout))
-        added.append(getattr(parent, name))
-  return added
 
 
 class TorchSft:
@@ -77,7 +74,7 @@ class TorchSft:
     """Text and mask losses of a batch that has no padding but at the end of rows."""
     model, targets = self.model, batch.targets
     model.last_layer_outputs.clear()
-    logits = model.qwen(**_inputs(batch)).logits
+    logits = model.qwen(**batch_inputs(batch)).logits
     hidden = model.states()
     labels = torch.tensor(np.asarray(targets.labels), dtype=torch.long)
     text = F.cross_entropy(
@@ -118,7 +115,8 @@ def _sample(maps: Tensor, points: Tensor) -> Tensor:
   return F.grid_sample(maps[:, None], grid, align_corners=False)[:, 0, 0]
 
 
-def _inputs(batch: Batch) -> dict[str, Tensor]:
+def batch_inputs(batch: Batch) -> dict[str, Tensor]:
+  """A padded batch as transformers' Qwen3-VL takes it."""
   text, vision = batch.text, batch.vision
   real = np.asarray(vision.patch_segments) > 0
   pixels = normalize_patches(np.asarray(vision.pixel_values)[real])

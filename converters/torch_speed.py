@@ -4,9 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from converters.torch_twin import torch_twin
+from converters.torch_twin import prompt_inputs, torch_twin
 from vrt_jax.data.chat import ChatTokenizer
-from vrt_jax.data.image import normalize_patches
 from vrt_jax.data.transforms import Prompt
 from vrt_jax.models.sa2va import Sa2VA
 
@@ -24,15 +23,8 @@ class TorchSide:
     return self
 
   def _inputs(self, prompt: Prompt, rows: int = 1) -> dict[str, Tensor]:
-    row = torch.from_numpy(np.asarray(prompt.input_ids, np.int64))[None].repeat(rows, 1)
-    pixels = np.tile(np.asarray(normalize_patches(prompt.patches), np.float32), (rows, 1))
-    return {
-      "input_ids": row,
-      "attention_mask": torch.ones_like(row),
-      "mm_token_type_ids": (row == self._tokenizer.image_pad_id).int(),
-      "pixel_values": torch.from_numpy(pixels).to(self.model.qwen.dtype),
-      "image_grid_thw": torch.tensor(list(prompt.grids) * rows),
-    }
+    inputs = prompt_inputs(prompt, self._tokenizer, rows)
+    return inputs | {"pixel_values": inputs["pixel_values"].to(self.model.qwen.dtype)}
 
   def prefill(self, prompt: Prompt) -> np.ndarray:
     """Logits of the last token, [V]."""

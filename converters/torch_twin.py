@@ -16,6 +16,8 @@ from converters.streams import whole
 from converters.torch_reference import TorchSa2VA
 from vrt_jax.config import ModelConfig
 from vrt_jax.data.chat import ChatTokenizer
+from vrt_jax.data.image import normalize_patches
+from vrt_jax.data.transforms import Prompt
 from vrt_jax.models.sa2va import Sa2VA
 
 
@@ -64,6 +66,19 @@ def _load_qwen(qwen: Qwen3VLForConditionalGeneration, model: Sa2VA) -> None:
   if tied:
     state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
   qwen.load_state_dict(state)
+
+
+def prompt_inputs(prompt: Prompt, tokenizer: ChatTokenizer, rows: int = 1) -> dict[str, Tensor]:
+  """`rows` times a prompt as transformers' Qwen3-VL takes it, pixels in float32."""
+  row = torch.from_numpy(np.asarray(prompt.input_ids, np.int64))[None].repeat(rows, 1)
+  pixels = np.tile(np.asarray(normalize_patches(prompt.patches), np.float32), (rows, 1))
+  return {
+    "input_ids": row,
+    "attention_mask": torch.ones_like(row),
+    "mm_token_type_ids": (row == tokenizer.image_pad_id).int(),
+    "pixel_values": torch.from_numpy(pixels),
+    "image_grid_thw": torch.tensor(list(prompt.grids) * rows),
+  }
 
 
 def _tensors(model: Sa2VA, part: str, table: RuleTable) -> dict[str, Tensor]:

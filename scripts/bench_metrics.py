@@ -1,11 +1,10 @@
 """IoUs of run-length encoded masks beside dense ones in numpy, at the size of a photograph."""
 
-import statistics
-import time
 from dataclasses import dataclass
 
 import numpy as np
 
+from scripts.bench_runs import medians
 from vrt_jax.ops.masks import encode_rle, iou_matrix
 
 
@@ -52,16 +51,9 @@ def measure_metrics(args: MetricsArgs) -> dict:
   pred = ellipses(rng, args.predicted, args.height, args.width)
   gt = ellipses(rng, args.true, args.height, args.width)
   encoded = [[encode_rle(mask) for mask in masks] for masks in (pred, gt)]
-  seconds: dict[str, list[float]] = {"rle": [], "dense": []}
-  for _ in range(args.repeats):
-    start = time.perf_counter()
-    from_rles = iou_matrix(*encoded)
-    middle = time.perf_counter()
-    dense = dense_ious(pred, gt)
-    seconds["rle"].append(middle - start)
-    seconds["dense"].append(time.perf_counter() - middle)
-    np.testing.assert_array_equal(from_rles, dense)
-  median = {side: statistics.median(values) for side, values in seconds.items()}
+  runs = {"rle": lambda: iou_matrix(*encoded), "dense": lambda: dense_ious(pred, gt)}
+  np.testing.assert_array_equal(runs["rle"](), runs["dense"]())
+  median = medians(runs, args.repeats)
   return {
     "name": "metrics_rle",
     "unit": "seconds",

@@ -45,4 +45,4 @@ def test_the_notebook_runs():
   nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT}}).execute()
   (result,) = notebook.cells[-1].outputs
   (iou,) = ast.literal_eval(result["data"]["text/plain"])
-  assert iou == pytest.approx(0.86, abs=0.1)
+  assert iou == pytest.approx(0.797, abs=0.05)

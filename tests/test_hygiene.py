@@ -208,12 +208,15 @@ def test_import_does_not_start_jax(module):
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
+NO_COMMANDS = ("changelog", "concepts", "contributing", "differences", "files")
+"""Pages of docs/ that name no command; those of the API reference name none either."""
+
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_documents_name_commands_that_exist(document):
   text = document.read_text(encoding="utf-8")
   modules = set(re.findall(r"python -m ((?:vrt_jax|eval|scripts|converters)[\w.]*)", text))
-  assert modules or document.name != "README.md"
+  assert modules or document.parent.name == "reference" or document.stem in NO_COMMANDS
   missing = [m for m in sorted(modules) if importlib.util.find_spec(m) is None]
   recipes = set(re.findall(r"configs/\w+\.py", text))
   missing += [recipe for recipe in sorted(recipes) if not (ROOT / recipe).is_file()]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from converters.torch_reference import TorchSa2VA
+from converters.torch_sft import LINEARS, LowRank, batch_inputs
 from tests import tiny
 from tests.parity.sam2_weights import balance_iou_head, load_torch, our_names
 from tests.parity.torch_sa2va import our_sa2va, random_torch_sa2va
@@ -24,24 +25,6 @@ MODEL = dataclasses.replace(  # transformers has no global attention where the w
 )
 IGNORED = -100
 NUM_POINTS = 96
-LINEARS = {
-  "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
-  "mlp": ("gate_proj", "up_proj", "down_proj"),
-}
-
-
-class LowRank(torch.nn.Module):
-  """A frozen linear layer plus scale * B A x."""
-
-  def __init__(self, linear: torch.nn.Linear, rank: int, scale: float):
-    super().__init__()
-    self.linear, self.scale = linear, scale
-    down, up = torch.randn(rank, linear.in_features), torch.randn(linear.out_features, rank)
-    self.lora_a = torch.nn.Parameter(down * linear.in_features**-0.5)
-    self.lora_b = torch.nn.Parameter(0.5 * up)
-
-  def forward(self, x: Tensor) -> Tensor:
-    return self.linear(x) + self.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
 
 
 @dataclass(frozen=True)
@@ -70,7 +53,9 @@ def low_rank_layers(model: TorchSa2VA) -> dict[str, LowRank]:
     for parent_name, names in LINEARS.items():
       parent = layer.get_submodule(parent_name)
       for name in names:
-        low_rank = LowRank(getattr(parent, name), rank, scale)
+        linear = getattr(parent, name)
+        down, up = torch.randn(rank, linear.in_features), torch.randn(linear.out_features, rank)
+        low_rank = LowRank(linear, down * linear.in_features**-0.5, 0.5 * up, scale)
         setattr(parent, name, low_rank)
         wrapped[f"{i}.{parent_name}.{name}"] = low_rank
   return wrapped
@@ -107,18 +92,8 @@ def points() -> np.ndarray:
 
 def torch_hidden_states(model: TorchSa2VA) -> tuple[Tensor, Tensor]:
   """(logits, states before the final norm) of the tiny batch."""
-  text, vision = tiny.batch().text, tiny.batch().vision
-  real = vision.patch_segments > 0
-  pixels = (vision.pixel_values[real].astype(np.float32) - 127.5) / 127.5
-  sides = [p[r].max(axis=0) + 1 for p, r in zip(vision.patch_positions, real, strict=True)]
   model.last_layer_outputs.clear()
-  out = model.qwen(
-    input_ids=torch.tensor(text.input_ids, dtype=torch.long),
-    attention_mask=torch.tensor(text.token_mask, dtype=torch.long),
-    pixel_values=torch.tensor(pixels),
-    image_grid_thw=torch.tensor([[1, *side.tolist()] for side in sides]),
-    mm_token_type_ids=torch.tensor(text.visual_index >= 0, dtype=torch.int),
-  )
+  out = model.qwen(**batch_inputs(tiny.batch()))
   return out.logits, model.states()
 
 
