@@ -85,3 +85,57 @@ def test_chunked_equals_unchunked(monkeypatch, name):
 def test_bfloat16_output():
   q, k, v = (a.astype(jnp.bfloat16) for a in arrays())
   assert attention(q, k, v).dtype == jnp.bfloat16
+
+
+def long_arrays(dtype) -> tuple[tuple[jax.Array, ...], AttentionMask, jax.Array]:
+  """Queries, keys and values of 1280 slots, a causal mask, and 1.0 where a slot has a token."""
+  rng = np.random.default_rng(0)
+  q, k, v = (jnp.asarray(rng.normal(size=(2, 1280, n, 64)), dtype) for n in (4, 2, 2))
+  tokens = (jnp.arange(1280) < jnp.asarray([[1280], [1100]])).astype(jnp.int32)
+  return (q, k, v), AttentionMask.causal(tokens, tokens), tokens.astype(jnp.float32)
+
+
+def value_and_grads(args, mask, rows):
+  def loss(q, k, v):
+    out = attention(q, k, v, mask).astype(jnp.float32) * rows[:, :, None, None]
+    return jnp.sum(jnp.sin(out)), out
+
+  (_, out), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*args)
+  return out, *grads
+
+
+def test_gpus_use_flash_attention_where_it_knows_the_mask(monkeypatch):
+  calls = []
+
+  def flash(q, k, v, *, is_causal, implementation):
+    calls.append((is_causal, implementation))
+    return plain_flash(q, k, v, is_causal=is_causal)
+
+  plain_flash = jax.nn.dot_product_attention
+  monkeypatch.setattr(jax.nn, "dot_product_attention", flash)
+  args, causal, rows = long_arrays(jnp.bfloat16)
+  segments = AttentionMask(causal.q_segments, causal.kv_segments)
+  expected = value_and_grads(args, causal, rows)
+  assert not calls
+  monkeypatch.setattr(module, "platform", lambda: "gpu")
+  for a, b in zip(value_and_grads(args, causal, rows), expected, strict=True):
+    np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (a, b)), rtol=0.02, atol=0.03)
+  attention(*args)
+  assert calls == [(True, "cudnn"), (False, "cudnn")]
+  attention(*args, segments)  # segments would need a mask in memory
+  attention(*long_arrays(jnp.float32)[0], causal)  # cuDNN knows 16 bits only
+  assert len(calls) == 2
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's kernels run on GPUs")
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_flash_attention_equals_chunks_on_a_gpu(monkeypatch, is_causal):
+  args, mask, rows = long_arrays(jnp.bfloat16)
+  mask, rows = (mask, rows) if is_causal else (None, jnp.ones_like(rows))
+  flash = value_and_grads(args, mask, rows)
+  text = jax.jit(lambda *args: attention(*args, mask)).lower(*args).compile().as_text()
+  assert "cudnn" in text
+  assert "1280,1280" not in text
+  monkeypatch.setattr(module, "platform", lambda: "cpu")
+  for a, b in zip(flash, value_and_grads(args, mask, rows), strict=True):
+    np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (a, b)), rtol=0.02, atol=0.05)

@@ -102,7 +102,7 @@ def recomputed(body: Callable, *, in_scan: bool = True) -> Callable:
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
   """`num_layers` modules in one, every parameter with a leading axis L, ready for `lax.scan`."""
-  return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.fork(split=num_layers))
+  return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(num_layers))
 
 
 class Linear(nnx.Module):

@@ -1,8 +1,8 @@
 """Scaled dot-product attention with grouped heads that never holds a [T, S] score matrix.
 
-On TPUs long sequences go through the splash kernel. Elsewhere queries are processed in chunks
-against all keys; a chunk's scores are recomputed in the backward pass, so memory grows with
-chunk * S.
+On TPUs long sequences go through the splash kernel, on GPUs through cuDNN's flash attention where
+it knows their kind of mask. Elsewhere queries are processed in chunks against all keys; a chunk's
+scores are recomputed in the backward pass, so memory grows with chunk * S.
 """
 
 import jax
@@ -11,11 +11,13 @@ from flax import struct
 from jax import Array
 from jaxtyping import Bool, Float, Int32
 
-from vrt_jax.ops.sharding import on_tpu
+from vrt_jax.ops.sharding import on_tpu, platform
 from vrt_jax.ops.splash import splash
 
 MAX_UNCHUNKED = 1024
 QUERY_CHUNK = 256
+CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
+CUDNN_MAX_HEAD = 128
 
 
 @struct.dataclass
@@ -30,13 +32,14 @@ class AttentionMask:
   q_slots: Int32[Array, "T"] | None = None
   """Slot of each query in key order; with it attention is causal: key slot <= query slot."""
   from_start: bool = struct.field(pytree_node=False, default=False)
-  """Whether query i is known to have slot i, so that a kernel may skip blocks."""
+  """Whether query i is known to have slot i and padding to come last, so that a kernel may skip
+  blocks and causality alone keeps tokens from looking at padding."""
 
   @classmethod
   def causal(
     cls, q_segments: Int32[Array, "B T"], kv_segments: Int32[Array, "B S"]
   ) -> "AttentionMask":
-    """Query i looks at keys 0 .. i of its segment."""
+    """Query i looks at keys 0 .. i of its segment; a row is one segment and padding after it."""
     return cls(q_segments, kv_segments, jnp.arange(q_segments.shape[1]), from_start=True)
 
   def chunk(self, start: Array, size: int) -> "AttentionMask":
@@ -64,6 +67,13 @@ def _attend(q: Array, k: Array, v: Array, mask: AttentionMask | None, scale: flo
   return jnp.einsum("bkgts,bskh->btkgh", probs, v)
 
 
+def cudnn_knows(q: Array, k: Array, mask: AttentionMask | None) -> bool:
+  """Whether cuDNN computes it without a mask in memory: whole or causal, 16 bits, small heads."""
+  t, h = q.shape[1], q.shape[-1]
+  plain = mask is None or (mask.from_start and t == k.shape[1])
+  return plain and q.dtype in CUDNN_DTYPES and h <= CUDNN_MAX_HEAD and h % 8 == 0
+
+
 def attention(
   q: Float[Array, "B T N H"],
   k: Float[Array, "B S K H"],
@@ -81,6 +91,10 @@ def attention(
     segments = (None, None) if mask is None else (mask.q_segments, mask.kv_segments)
     causal = mask is not None and mask.from_start
     return splash(q.reshape(b, t, n, h), k, v, *segments, causal)
+  if platform() == "gpu" and cudnn_knows(q.reshape(b, t, n, h), k, mask):
+    return jax.nn.dot_product_attention(
+      q.reshape(b, t, n, h), k, v, is_causal=mask is not None, implementation="cudnn"
+    )
 
   num_chunks = -(-t // QUERY_CHUNK)
   pad = num_chunks * QUERY_CHUNK - t

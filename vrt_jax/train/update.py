@@ -93,7 +93,7 @@ def apply_update(
 
   Where loss or gradient is not finite the step is skipped, see `keep_if_finite`.
   """
-  grad_norm = optax.global_norm(grads)
+  grad_norm = optax.tree.norm(grads)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
   trainable = optax.apply_updates(state.trainable, updates)
   updated = TrainState(state.step + 1, trainable, opt_state, state.skipped)
