@@ -78,7 +78,7 @@ def our_stages(loaded, args: Args, generated: list[int]) -> tuple[dict[str, np.n
   from vrt_jax.data.image import normalize_patches
   from vrt_jax.data.trace import evaluation_user_text
   from vrt_jax.data.transforms import make_prompt, pad_inputs
-  from vrt_jax.ops.attention import AttentionMask
+  from vrt_jax.ops.attention_mask import AttentionMask
 
   tokenizer, image, model = loaded.tokenizer, loaded.image, loaded.model
   prompt, size = make_prompt(

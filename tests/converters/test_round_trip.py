@@ -23,7 +23,7 @@ from tests.converters.exports import write_export
 from vrt_jax import model_directory
 from vrt_jax.config import MeshConfig, ModelConfig
 from vrt_jax.data.positions import mrope_position_ids
-from vrt_jax.ops.attention import AttentionMask
+from vrt_jax.ops.attention_mask import AttentionMask
 
 ROOT = Path(__file__).resolve().parents[2]
 UNTIED = dataclasses.replace(

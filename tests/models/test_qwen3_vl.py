@@ -14,7 +14,7 @@ from vrt_jax.data.positions import mrope_position_ids, vision_layout, visual_ind
 from vrt_jax.models.qwen3_vl.cache import KVCache
 from vrt_jax.models.qwen3_vl.model import Qwen3VL
 from vrt_jax.ops import attention as attention_module
-from vrt_jax.ops.attention import AttentionMask
+from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.types import TextInputs, VisionInputs
 
 IMAGE = 60

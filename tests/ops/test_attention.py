@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vrt_jax.ops import attention as module
-from vrt_jax.ops.attention import AttentionMask, attention
+from vrt_jax.ops.attention import attention
+from vrt_jax.ops.attention_mask import AttentionMask
 
 
 def arrays(t: int = 11, s: int = 11) -> tuple[jax.Array, jax.Array, jax.Array]:

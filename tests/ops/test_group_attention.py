@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vrt_jax.ops import group_attention as module
-from vrt_jax.ops.attention import AttentionMask, attention
+from vrt_jax.ops.attention import attention
+from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.ops.group_attention import PackedMask, group_attention, packed_attention
 
 B, G, P, N = 2, 3, 13, 21

@@ -31,7 +31,7 @@ from vrt_jax.models.qwen3_vl import vision as vision_module
 from vrt_jax.models.qwen3_vl.model import Qwen3VL
 from vrt_jax.models.qwen3_vl.text import TextMLP
 from vrt_jax.ops import rope as rope_module
-from vrt_jax.ops.attention import AttentionMask
+from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.ops.rope import mrope_cos_sin
 
 BLOCK = 1e-5

@@ -14,7 +14,7 @@ from vrt_jax.data import positions as positions_module
 from vrt_jax.data.positions import vision_layout
 from vrt_jax.models.qwen3_vl import vision as vision_module
 from vrt_jax.models.qwen3_vl.vision import PatchMerger, VisionTower
-from vrt_jax.ops.attention import AttentionMask
+from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.ops.rope import vision_cos_sin
 from vrt_jax.types import VisionInputs
 

@@ -23,7 +23,7 @@ from tests.rl import group_case as case
 from vrt_jax.config import LoraConfig
 from vrt_jax.models.layers import ShapeRngs
 from vrt_jax.models.qwen3_vl.text import TextDecoder
-from vrt_jax.ops.attention import AttentionMask
+from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.rl.policy import completion_states
 from vrt_jax.sizes import sa2va_sizes
 

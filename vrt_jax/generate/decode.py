@@ -21,7 +21,7 @@ from vrt_jax.generate.sampling import Sampling, sample
 from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache
 from vrt_jax.models.qwen3_vl.text import DecodingCache, TextDecoder
 from vrt_jax.models.sa2va import Sa2VA
-from vrt_jax.ops.attention import AttentionMask
+from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.ops.sharding import on_mesh
 from vrt_jax.types import TextInputs, VisionInputs, VisualFeatures
 

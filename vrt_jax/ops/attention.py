@@ -1,17 +1,19 @@
 """Scaled dot-product attention with grouped heads that never holds a [T, S] score matrix.
 
 On TPUs long sequences go through the splash kernel, on GPUs through cuDNN's flash attention where
-it knows their kind of mask. Elsewhere queries are processed in chunks against all keys; a chunk's
-scores are recomputed in the backward pass, so memory grows with chunk * S.
+it knows their kind of mask, on a CPU as `vrt_jax.ops.cpu_attention` says. Elsewhere queries are
+processed in chunks against all keys; a chunk's scores are recomputed in the backward pass, so
+memory grows with chunk * S.
 """
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Float
 
-from vrt_jax.ops.sharding import on_tpu, platform
+from vrt_jax.ops.attention_mask import MASKED, AttentionMask
+from vrt_jax.ops.cpu_attention import cpu_attention
+from vrt_jax.ops.sharding import ambient_mesh, on_tpu, platform
 from vrt_jax.ops.splash import splash
 
 MAX_UNCHUNKED = 1024
@@ -20,49 +22,10 @@ CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
 CUDNN_MAX_HEAD = 128
 
 
-@struct.dataclass
-class AttentionMask:
-  """Who may look at whom: equal non-zero segments and, where `causal`, no later slot.
-
-  Keys of segment 0 are padding. Queries of segment 0 give rows without meaning (finite).
-  """
-
-  q_segments: Int32[Array, "B T"]
-  kv_segments: Int32[Array, "B S"]
-  q_slots: Int32[Array, "T"] | None = None
-  """Slot of each query in key order; with it attention is causal: key slot <= query slot."""
-  from_start: bool = struct.field(pytree_node=False, default=False)
-  """Whether query i is known to have slot i and padding to come last, so that a kernel may skip
-  blocks and causality alone keeps tokens from looking at padding."""
-
-  @classmethod
-  def causal(
-    cls, q_segments: Int32[Array, "B T"], kv_segments: Int32[Array, "B S"]
-  ) -> "AttentionMask":
-    """Query i looks at keys 0 .. i of its segment; a row is one segment and padding after it."""
-    return cls(q_segments, kv_segments, jnp.arange(q_segments.shape[1]), from_start=True)
-
-  def chunk(self, start: Array, size: int) -> "AttentionMask":
-    """The mask of queries start .. start + size - 1."""
-    slots = self.q_slots
-    return self.replace(
-      q_segments=jax.lax.dynamic_slice_in_dim(self.q_segments, start, size, axis=1),
-      q_slots=None if slots is None else jax.lax.dynamic_slice_in_dim(slots, start, size),
-    )
-
-  def dense(self) -> Bool[Array, "B 1 1 T S"]:
-    """True where a query may look at a key."""
-    q, kv = self.q_segments[:, :, None], self.kv_segments[:, None, :]
-    allowed = (q == kv) & (kv > 0)
-    if self.q_slots is not None:
-      allowed &= jnp.arange(self.kv_segments.shape[1])[None, None, :] <= self.q_slots[None, :, None]
-    return allowed[:, None, None]
-
-
 def _attend(q: Array, k: Array, v: Array, mask: AttentionMask | None, scale: float) -> Array:
   scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) * scale
   if mask is not None:
-    scores = jnp.where(mask.dense(), scores, -1e30)
+    scores = jnp.where(mask.dense(), scores, MASKED)
   probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
   return jnp.einsum("bkgts,bskh->btkgh", probs, v)
 
@@ -81,6 +44,8 @@ def attention(
   mask: AttentionMask | None = None,
 ) -> Float[Array, "B T N H"]:
   """softmax(q k^T / sqrt(H)) v, N a multiple of K; scores and softmax in float32."""
+  if platform() == "cpu" and ambient_mesh() is None:
+    return cpu_attention(q, k, v, mask)
   b, t, n, h = q.shape
   num_kv = k.shape[2]
   scale = h**-0.5

@@ -9,7 +9,8 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Bool, Float
 
 from vrt_jax.config import TextConfig
-from vrt_jax.ops.attention import AttentionMask, attention
+from vrt_jax.ops.attention import attention
+from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.ops.group_attention import group_attention
 from vrt_jax.ops.sharding import constrain_batch
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Key
 from vrt_jax.config import ModelConfig, Remat
 from vrt_jax.models.qwen3_vl.text import TextDecoder, gather_visual
 from vrt_jax.models.qwen3_vl.vision import VisionTower
-from vrt_jax.ops.attention import AttentionMask
+from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.ops.sharding import constrain_batch
 from vrt_jax.types import TextInputs, VisionInputs, VisualFeatures
 

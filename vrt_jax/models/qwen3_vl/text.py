@@ -22,8 +22,10 @@ from vrt_jax.models.layers import (
   with_whole_weights,
 )
 from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache, LayerCache
-from vrt_jax.ops.attention import AttentionMask, attention
+from vrt_jax.ops.attention import attention
+from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.ops.group_attention import PackedMask, packed_attention
+from vrt_jax.ops.linear import linear
 from vrt_jax.ops.rope import apply_rope, mrope_cos_sin
 from vrt_jax.ops.sharding import constrain_batch, divides_weights, gathered, platform
 
@@ -187,8 +189,7 @@ class TextDecoder(nnx.Module):
   def logits(self, hidden_states: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """float32 logits of states before the final norm."""
     x = self.final_norm(hidden_states)
-    weight = self.head_weight().astype(x.dtype)
-    return jnp.einsum("...d,vd->...v", x, weight, preferred_element_type=jnp.float32)
+    return linear(x, self.head_weight().astype(x.dtype), jnp.float32)
 
   def hidden_states(
     self,

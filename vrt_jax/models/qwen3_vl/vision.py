@@ -15,12 +15,14 @@ from vrt_jax.models.layers import (
   Linear,
   gelu_exact,
   gelu_tanh,
+  in_row_blocks,
   recomputed,
   stack,
   whole_weights,
   with_whole_weights,
 )
-from vrt_jax.ops.attention import AttentionMask, attention
+from vrt_jax.ops.attention import attention
+from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.ops.rope import apply_rope, vision_cos_sin
 from vrt_jax.ops.sharding import constrain_batch
 from vrt_jax.types import VisionInputs
@@ -90,7 +92,7 @@ class VisionBlock(nnx.Module):
     self, x: Float[Array, "B P D"], rope: Rope, mask: AttentionMask
   ) -> Float[Array, "B P D"]:
     x = x + self.attn(self.norm1(x), rope, mask)
-    return x + self.mlp(self.norm2(x))
+    return in_row_blocks(lambda x: x + self.mlp(self.norm2(x)), x)
 
 
 class PatchMerger(nnx.Module):

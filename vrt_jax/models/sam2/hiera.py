@@ -14,6 +14,7 @@ from vrt_jax.models.layers import (
   LayerNorm,
   Linear,
   gelu_exact,
+  in_row_blocks,
   param,
   recomputed,
   whole_weights,
@@ -21,7 +22,7 @@ from vrt_jax.models.layers import (
 from vrt_jax.models.sam2.transformer import MLP
 from vrt_jax.ops.attention import attention
 from vrt_jax.ops.resize import resize_bicubic
-from vrt_jax.ops.sharding import constrain_batch
+from vrt_jax.ops.sharding import ambient_mesh, constrain_batch, platform
 
 NORM_EPS = 1e-6
 PATCH_STRIDE = 4
@@ -125,8 +126,7 @@ class MultiScaleBlock(nnx.Module):
       h = merge_windows(self.attn(partition_windows(h, self.window)), shortcut.shape[1:3])
     else:
       h = self.attn(h)
-    h = shortcut + h
-    return h + self.mlp(self.norm2(h))
+    return in_row_blocks(lambda h: h + self.mlp(self.norm2(h)), shortcut + h)
 
 
 class Hiera(nnx.Module):
@@ -177,7 +177,14 @@ def _runs(pools: list[bool]) -> tuple[tuple[int, int], ...]:
 
 
 def run_blocks(blocks: list[MultiScaleBlock], x: Float[Array, "B Y X D"]) -> Array:
-  """The blocks one after the other; several are a loop, which compiles each window size once."""
+  """The blocks one after the other; several are a loop, which compiles each window size once.
+
+  Not on CPUs, where a loop would copy every block's weights.
+  """
+  if platform() == "cpu" and ambient_mesh() is None:
+    for block in blocks:
+      x = block(x)
+    return x
   if len(blocks) == 1:
     graphdef, state = nnx.split(blocks[0])
 
