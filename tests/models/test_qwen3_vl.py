@@ -13,7 +13,7 @@ from vrt_jax.config import LoraConfig, ModelConfig, TextConfig, VisionConfig
 from vrt_jax.data.positions import mrope_position_ids, vision_layout, visual_index
 from vrt_jax.models.qwen3_vl.cache import KVCache
 from vrt_jax.models.qwen3_vl.model import Qwen3VL
-from vrt_jax.ops import attention as attention_module
+from vrt_jax.ops import cpu_attention
 from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.types import TextInputs, VisionInputs
 
@@ -142,8 +142,8 @@ def test_prefill_and_decode_equal_the_full_forward():
 def test_chunked_attention_gives_the_same_states(monkeypatch):
   text, vision = make_inputs()
   whole = forward(build(), text, vision)
-  monkeypatch.setattr(attention_module, "MAX_UNCHUNKED", 4)
-  monkeypatch.setattr(attention_module, "QUERY_CHUNK", 6)
+  monkeypatch.setattr(cpu_attention, "MIN_BY_HEAD", 1)
+  monkeypatch.setattr(cpu_attention, "QUERY_CHUNK", 6)
   chunked = jax.jit(lambda *args: call(*args))(build(), text, vision)  # traced anew
   np.testing.assert_allclose(chunked[text.token_mask], whole[text.token_mask], rtol=1e-4, atol=1e-5)
 

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from vrt_jax.config import Sam2Config
+from vrt_jax.models.sam2 import hiera
 from vrt_jax.models.sam2.hiera import merge_windows, partition_windows
 from vrt_jax.models.sam2.model import Sam2
 from vrt_jax.models.sam2.prompt_encoder import Buffer
@@ -172,6 +173,18 @@ def test_windows_round_trip(size, window):
   windows = partition_windows(x, window)
   assert windows.shape[1:] == (window, window, 3)
   np.testing.assert_array_equal(merge_windows(windows, size), x)
+
+
+def test_blocks_in_a_loop_give_what_they_give_one_by_one(monkeypatch):
+  config = dataclasses.replace(CONFIG, stages=(1, 3, 2, 1))  # block 2 looks at the whole map
+  trunk = hiera.Hiera(config, nnx.Rngs(0))
+  image = jnp.asarray(np.random.default_rng(1).normal(size=(2, 64, 64, 3)), jnp.float32)
+  one_by_one = jax.jit(lambda x: trunk(x))(image)
+  monkeypatch.setattr(hiera, "platform", lambda: "tpu")
+  looped = jax.jit(lambda x: trunk(x))(image)
+  for a, b in zip(one_by_one, looped, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  assert float(jnp.abs(looped[-1]).max()) > 0.1
 
 
 @pytest.mark.parametrize(

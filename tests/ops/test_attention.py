@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vrt_jax.ops import attention as module
+from vrt_jax.ops import cpu_attention
 from vrt_jax.ops.attention import attention
 from vrt_jax.ops.attention_mask import AttentionMask
 
@@ -22,7 +23,8 @@ def masks() -> dict[str, AttentionMask | None]:
   return {
     "none": None,
     "segments": AttentionMask(segments, segments),
-    "causal": AttentionMask(tokens, tokens, jnp.arange(11)),
+    "slots": AttentionMask(tokens, tokens, jnp.arange(11)),
+    "causal": AttentionMask.causal(tokens, tokens),
   }
 
 
@@ -46,7 +48,7 @@ def plain(q, k, v, mask) -> np.ndarray:
   return out
 
 
-@pytest.mark.parametrize("name", ["none", "segments", "causal"])
+@pytest.mark.parametrize("name", ["none", "segments", "slots", "causal"])
 def test_equals_plain_attention(name):
   q, k, v = arrays()
   mask = masks()[name]
@@ -62,25 +64,45 @@ def test_query_slots_address_a_cache():
   np.testing.assert_allclose(attention(q, k, v, mask), plain(q, k, v, mask), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["none", "segments", "causal"])
-def test_chunked_equals_unchunked(monkeypatch, name):
+def small_value_and_grads(name):
   q, k, v = arrays()
   mask = masks()[name]
   rows = jnp.ones((2, 11)) if mask is None else (mask.q_segments > 0).astype(jnp.float32)
 
-  def value_and_grads():
-    def loss(q, k, v):
-      out = attention(q, k, v, mask) * rows[:, :, None, None]
-      return jnp.sum(jnp.sin(out)), out
+  def loss(q, k, v):
+    out = attention(q, k, v, mask) * rows[:, :, None, None]
+    return jnp.sum(jnp.sin(out)), out
 
-    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+  return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
 
-  whole = value_and_grads()
+
+@pytest.mark.parametrize("name", ["none", "segments", "slots", "causal"])
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_chunked_equals_unchunked(monkeypatch, name, platform):
+  whole = small_value_and_grads(name)
+  monkeypatch.setattr(module, "platform", lambda: platform)
   monkeypatch.setattr(module, "MAX_UNCHUNKED", 4)
-  monkeypatch.setattr(module, "QUERY_CHUNK", 3)  # does not divide 11: the last chunk is padded
-  chunked = value_and_grads()
+  monkeypatch.setattr(cpu_attention, "MIN_BY_HEAD", 1)
+  for part in (module, cpu_attention):
+    monkeypatch.setattr(part, "QUERY_CHUNK", 3)  # does not divide 11: the last chunk is padded
+  monkeypatch.setattr(cpu_attention, "CAUSAL_SPANS", 2)
+  chunked = small_value_and_grads(name)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), whole, chunked)
   assert all(float(jnp.abs(g).max()) > 1e-2 for g in chunked[1])
+
+
+def test_a_span_of_causal_queries_reads_no_later_keys(monkeypatch):
+  sizes = []
+  head_by_head = cpu_attention._head_by_head
+
+  def counted(q, k, v, mask):
+    sizes.append((q.shape[1], k.shape[1]))
+    return head_by_head(q, k, v, mask)
+
+  monkeypatch.setattr(cpu_attention, "_head_by_head", counted)
+  args, mask, _ = long_arrays(jnp.float32)
+  attention(*args, mask)
+  assert sizes == [(512, 512), (512, 1024), (256, 1280)]
 
 
 def test_bfloat16_output():
@@ -128,7 +150,7 @@ def test_gpus_use_flash_attention_where_it_knows_the_mask(monkeypatch):
   assert len(calls) == 2
 
 
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's kernels run on GPUs")
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU and JAX_PLATFORMS=cuda")
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_flash_attention_equals_chunks_on_a_gpu(monkeypatch, is_causal):
   args, mask, rows = long_arrays(jnp.bfloat16)

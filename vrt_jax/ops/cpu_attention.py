@@ -45,9 +45,7 @@ def _all_heads(q: Array, k: Array, v: Array, mask: AttentionMask | None) -> Arra
   num_kv = k.shape[2]
   q = q.reshape(b, t, num_kv, n // num_kv, h).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
   allowed = None if mask is None else mask.dense()
-  out = _attend(
-    q.reshape(b, num_kv, -1, h), k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), allowed, t
-  )
+  out = _attend(q.reshape(b, num_kv, -1, h), k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), allowed, t)
   return out.reshape(q.shape).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
