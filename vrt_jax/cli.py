@@ -6,10 +6,11 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import TypeVar
 
 import tyro
+
+from vrt_jax import __version__
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ def parse(cls: type[T], args: Sequence[str], prog: str, default: T | None = None
     ValueError: an option that does not exist, is missing or has a value of another type.
   """
   if "--version" in args:
-    print(version("vrt-jax"))
+    print(__version__)
     raise SystemExit(0)
   given = {} if default is None else {"default": default}
   printed = io.StringIO()

@@ -2,17 +2,17 @@
 
 import functools
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
+
+from vrt_jax import __version__
 
 
 @functools.cache
 def code_version() -> str:
   """The package's version and, in a git checkout, its commit: "0.1.0+5a7a585b1c2d"."""
-  package = version("vrt-jax")
   command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
   try:
     commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
   except (OSError, subprocess.SubprocessError):
-    return package
-  return f"{package}+{commit.strip()}"
+    return __version__
+  return f"{__version__}+{commit.strip()}"
