@@ -74,6 +74,7 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
   flops = _model_flops(args.program, config, bucket)
   text_pairs = _text_pairs(args.program, config, bucket[0])
   moved = aot_report.collectives(program)
+  found = aot_report.costs(program, chip, text_pairs)
   per_chip = flops.total * batch / mesh.size
   return {
     "program": args.program,
@@ -90,7 +91,8 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
     ),
     "model_tflops_a_sample": {k: round(v / 1e12, 3) for k, v in flops.parts.items()},
     "collectives": moved,
-    "estimate": aot_report.roofline(program, chip, per_chip, moved, text_pairs),
+    "estimate": aot_report.roofline(found, chip, per_chip, moved),
+    "costliest": aot_report.costliest(found),
     "compile_seconds": round(seconds, 1),
     "host_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
   }

@@ -3,7 +3,8 @@
 import math
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -152,27 +153,87 @@ def kernel_flops(instruction: Instruction, text_pairs: float) -> float:
   return share * products * 2.0 * math.prod(q) * k[-2]
 
 
+@dataclass(frozen=True)
+class Cost:
+  """What an instruction takes in a step, all its runs together, by the chip's published peaks."""
+
+  instruction: Instruction
+  flops: float
+  hbm_bytes: float
+  chip: Chip
+
+  @property
+  def arithmetic_seconds(self) -> float:
+    """At the peak of matrix products."""
+    return self.flops / self.chip.peak_flops
+
+  @property
+  def seconds(self) -> float:
+    """The slower of arithmetic and memory; 0 for copies and collectives, which run beside."""
+    kind = self.instruction.opcode.removesuffix("-start").removesuffix("-done")
+    if self.instruction.opcode in _ASYNC_COPIES or kind in COLLECTIVES:
+      return 0.0
+    return max(self.arithmetic_seconds, self.hbm_bytes / self.chip.hbm_bytes_per_second)
+
+  @property
+  def source(self) -> str:
+    """The line of the model that it comes from, without the loops around it."""
+    found = re.search(r'op_name="([^"]*)"', self.instruction.text)
+    parts = re.sub(r"^jit\([^)]*\)/", "", found[1] if found else self.instruction.name).split("/")
+    return "/".join(p for p in parts if p not in ("while", "body", "closed_call", "checkpoint"))
+
+
+def costs(program: Program, chip: Chip, text_pairs: float) -> list[Cost]:
+  """Of all instructions that run. `text_pairs`: see `kernel_flops`."""
+  return [
+    Cost(
+      instruction,
+      times * (program.flops(computation, instruction) + kernel_flops(instruction, text_pairs)),
+      times * program.hbm_bytes(computation, instruction),
+      chip,
+    )
+    for computation, instruction, times in program.scheduled()
+  ]
+
+
+def costliest(found: Sequence[Cost], count: int = 5) -> list[dict]:
+  """The `count` lines of the model that take longest, with what bounds them."""
+  by_source: dict[str, list[Cost]] = {}
+  for cost in found:
+    by_source.setdefault(cost.source, []).append(cost)
+  total = sum(cost.seconds for cost in found)
+  lines = sorted(by_source.items(), key=lambda line: -sum(c.seconds for c in line[1]))
+  result = []
+  for source, group in lines[:count]:
+    seconds = sum(c.seconds for c in group)
+    arithmetic = sum(c.arithmetic_seconds for c in group)
+    moved = sum(c.hbm_bytes for c in group)
+    result.append(
+      {
+        "operation": source,
+        "seconds": round(seconds, 4),
+        "share": round(seconds / total, 3) if total else 0.0,
+        "bound": "arithmetic" if arithmetic > seconds / 2 else "memory",
+        "flops_a_byte": round(sum(c.flops for c in group) / moved, 1) if moved else None,
+      }
+    )
+  return result
+
+
 def roofline(
-  program: Program,
+  found: Sequence[Cost],
   chip: Chip,
   model_flops: float,
   moved: Mapping[str, Mapping[str, float]],
-  text_pairs: float,
 ) -> dict:
   """An estimate of the step from published peaks: each operation at the slower of its two bounds.
 
   `overlapped`: collectives and copies run beside the operations; `serial`: after them.
-  `text_pairs`: see `kernel_flops`.
+  `flops_a_byte`: arithmetic intensity; above `ridge_flops_a_byte` arithmetic is the limit.
   """
-  busy = flops = hbm = 0.0
-  for computation, instruction, times in program.scheduled():
-    work = program.flops(computation, instruction) + kernel_flops(instruction, text_pairs)
-    traffic = program.hbm_bytes(computation, instruction)
-    flops, hbm = flops + work * times, hbm + traffic * times
-    kind = instruction.opcode.removesuffix("-start").removesuffix("-done")
-    if instruction.opcode not in _ASYNC_COPIES and kind not in COLLECTIVES:
-      seconds = max(work / chip.peak_flops, traffic / chip.hbm_bytes_per_second)
-      busy += seconds * times
+  busy, flops, hbm = (
+    sum(getattr(cost, name) for cost in found) for name in ("seconds", "flops", "hbm_bytes")
+  )
   network = sum(v["gigabytes"] for v in moved.values()) * 1e9 / chip.ici_bytes_per_second
   overlapped = max(busy, hbm / chip.hbm_bytes_per_second, network)
   serial = busy + network
@@ -180,6 +241,8 @@ def roofline(
     "model_tflops": round(model_flops / 1e12, 2),
     "executed_tflops": round(flops / 1e12, 2),
     "hbm_gigabytes": round(hbm / 1e9, 1),
+    "flops_a_byte": round(flops / hbm, 1) if hbm else None,
+    "ridge_flops_a_byte": round(chip.peak_flops / chip.hbm_bytes_per_second, 1),
     "operations_seconds": round(busy, 4),
     "network_seconds": round(network, 4),
     "estimated_seconds": {"overlapped": round(overlapped, 4), "serial": round(serial, 4)},

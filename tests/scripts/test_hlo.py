@@ -1,9 +1,13 @@
 """Reading a compiled program: trips of loops, FLOPs, bytes in HBM, collectives."""
 
+from dataclasses import replace
+
 import pytest
 
 from scripts.aot_report import (
   collectives,
+  costliest,
+  costs,
   group_size,
   kernel_flops,
   roofline,
@@ -134,9 +138,25 @@ def test_kernel_flops():
 def test_roofline_takes_the_slower_bound(program):
   chip = CHIPS["v5e"]
   moved = collectives(program)
-  found = roofline(program, chip, 1e12, moved, 0.5)
+  found = roofline(costs(program, chip, 0.5), chip, 1e12, moved)
   assert found["executed_tflops"] == round(4 * 1024 / 1e12, 2)
   assert found["estimated_seconds"]["serial"] >= found["estimated_seconds"]["overlapped"]
+  assert found["ridge_flops_a_byte"] == pytest.approx(197e12 / 819e9, abs=0.1)
+
+
+def test_the_costliest_lines_are_told_with_their_bound():
+  """Both products of the loop come from one line; a fast memory makes arithmetic their limit."""
+  name = 'metadata={op_name="jit(step)/while/body/closed_call/mlp/dot_general"}'
+  text = TEXT.replace("dim_labels=bf_io->bf", f"dim_labels=bf_io->bf, {name}")
+  slow = replace(CHIPS["v5e"], peak_flops=1e6, hbm_bytes_per_second=1e12)
+  lines = costliest(costs(Program(text), slow, 0.5), 2)
+  assert len(lines) == 2
+  assert lines[0]["operation"] == "mlp/dot_general"
+  assert lines[0]["seconds"] == pytest.approx(4 * 1024 / 1e6, abs=1e-4)
+  assert lines[0]["bound"] == "arithmetic" and lines[0]["share"] > 0.99
+  assert lines[0]["flops_a_byte"] == pytest.approx(1024 / (2 * MATRIX), abs=0.1)
+  usual = costliest(costs(Program(text), replace(slow, peak_flops=1e15), 0.5))
+  assert {line["bound"] for line in usual} == {"memory"}
 
 
 def test_a_score_matrix_would_be_seen(program):
