@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import tyro
 
-from vrt_jax import __version__
+import vrt_jax
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def parse(cls: type[T], args: Sequence[str], prog: str, default: T | None = None
     ValueError: an option that does not exist, is missing or has a value of another type.
   """
   if "--version" in args:
-    print(__version__)
+    print(vrt_jax.__version__)
     raise SystemExit(0)
   given = {} if default is None else {"default": default}
   printed = io.StringIO()

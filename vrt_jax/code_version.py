@@ -4,7 +4,7 @@ import functools
 import subprocess
 from pathlib import Path
 
-from vrt_jax import __version__
+import vrt_jax
 
 
 @functools.cache
@@ -14,5 +14,5 @@ def code_version() -> str:
   try:
     commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
   except (OSError, subprocess.SubprocessError):
-    return __version__
-  return f"{__version__}+{commit.strip()}"
+    return vrt_jax.__version__
+  return f"{vrt_jax.__version__}+{commit.strip()}"
