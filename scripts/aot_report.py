@@ -197,10 +197,11 @@ def costs(program: Program, chip: Chip, text_pairs: float) -> list[Cost]:
 
 
 def costliest(found: Sequence[Cost], count: int = 5) -> list[dict]:
-  """The `count` lines of the model that take longest, with what bounds them."""
+  """The `count` lines of the model, by the shape they give, that take longest, and their bound."""
   by_source: dict[str, list[Cost]] = {}
   for cost in found:
-    by_source.setdefault(cost.source, []).append(cost)
+    shapes = [f"{t.dtype}{list(t.shape)}" for t in cost.instruction.types[:1]]
+    by_source.setdefault(" ".join([cost.source, *shapes]), []).append(cost)
   total = sum(cost.seconds for cost in found)
   lines = sorted(by_source.items(), key=lambda line: -sum(c.seconds for c in line[1]))
   result = []

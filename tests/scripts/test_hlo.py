@@ -151,7 +151,7 @@ def test_the_costliest_lines_are_told_with_their_bound():
   slow = replace(CHIPS["v5e"], peak_flops=1e6, hbm_bytes_per_second=1e12)
   lines = costliest(costs(Program(text), slow, 0.5), 2)
   assert len(lines) == 2
-  assert lines[0]["operation"] == "mlp/dot_general"
+  assert lines[0]["operation"] == "mlp/dot_general f32[8, 8]"
   assert lines[0]["seconds"] == pytest.approx(4 * 1024 / 1e6, abs=1e-4)
   assert lines[0]["bound"] == "arithmetic" and lines[0]["share"] > 0.99
   assert lines[0]["flops_a_byte"] == pytest.approx(1024 / (2 * MATRIX), abs=0.1)
