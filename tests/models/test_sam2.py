@@ -180,7 +180,7 @@ def test_blocks_in_a_loop_give_what_they_give_one_by_one(monkeypatch):
   trunk = hiera.Hiera(config, nnx.Rngs(0))
   image = jnp.asarray(np.random.default_rng(1).normal(size=(2, 64, 64, 3)), jnp.float32)
   one_by_one = jax.jit(lambda x: trunk(x))(image)
-  monkeypatch.setattr(hiera, "platform", lambda: "tpu")
+  monkeypatch.setattr(hiera, "on_one_cpu", lambda: False)
   looped = jax.jit(lambda x: trunk(x))(image)
   for a, b in zip(one_by_one, looped, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

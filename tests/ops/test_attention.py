@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vrt_jax.ops import attention as module
-from vrt_jax.ops import cpu_attention
+from vrt_jax.ops import cpu_attention, sharding
 from vrt_jax.ops.attention import attention
 from vrt_jax.ops.attention_mask import AttentionMask
 
@@ -80,6 +80,7 @@ def small_value_and_grads(name):
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_chunked_equals_unchunked(monkeypatch, name, platform):
   whole = small_value_and_grads(name)
+  monkeypatch.setattr(sharding, "platform", lambda: platform)
   monkeypatch.setattr(module, "platform", lambda: platform)
   monkeypatch.setattr(module, "MAX_UNCHUNKED", 4)
   monkeypatch.setattr(cpu_attention, "MIN_BY_HEAD", 1)
@@ -140,6 +141,7 @@ def test_gpus_use_flash_attention_where_it_knows_the_mask(monkeypatch):
   segments = AttentionMask(causal.q_segments, causal.kv_segments)
   expected = value_and_grads(args, causal, rows)
   assert not calls
+  monkeypatch.setattr(sharding, "platform", lambda: "gpu")
   monkeypatch.setattr(module, "platform", lambda: "gpu")
   for a, b in zip(value_and_grads(args, causal, rows), expected, strict=True):
     np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (a, b)), rtol=0.02, atol=0.03)
@@ -159,6 +161,6 @@ def test_flash_attention_equals_chunks_on_a_gpu(monkeypatch, is_causal):
   text = jax.jit(lambda *args: attention(*args, mask)).lower(*args).compile().as_text()
   assert "cudnn" in text
   assert "1280,1280" not in text
-  monkeypatch.setattr(module, "platform", lambda: "cpu")
+  monkeypatch.setattr(module, "cudnn_knows", lambda *_: False)
   for a, b in zip(flash, value_and_grads(args, mask, rows), strict=True):
     np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (a, b)), rtol=0.02, atol=0.05)

@@ -24,7 +24,7 @@ from vrt_jax.ops.sharding import (
   ambient_mesh,
   constrain_batch,
   divides_weights,
-  platform,
+  on_one_cpu,
 )
 from vrt_jax.ops.splash import RESIDUALS
 from vrt_jax.runtime import mesh_axes
@@ -120,7 +120,7 @@ def in_row_blocks(
 
   On CPUs so many rows at a time that what lies between wide layers stays in the cache.
   """
-  if platform() != "cpu" or ambient_mesh() is not None or x.size < 2 * ROW_BLOCK * x.shape[-1]:
+  if not on_one_cpu() or x.size < 2 * ROW_BLOCK * x.shape[-1]:
     return f(x)
   rows = x.reshape(-1, x.shape[-1])
   whole = len(rows) // ROW_BLOCK * ROW_BLOCK

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from vrt_jax.ops.attention_mask import MASKED, AttentionMask
 from vrt_jax.ops.cpu_attention import cpu_attention
-from vrt_jax.ops.sharding import ambient_mesh, on_tpu, platform
+from vrt_jax.ops.sharding import on_one_cpu, on_tpu, platform
 from vrt_jax.ops.splash import splash
 
 MAX_UNCHUNKED = 1024
@@ -44,30 +44,25 @@ def attention(
   mask: AttentionMask | None = None,
 ) -> Float[Array, "B T N H"]:
   """softmax(q k^T / sqrt(H)) v, N a multiple of K; scores and softmax in float32."""
-  if platform() == "cpu" and ambient_mesh() is None:
+  if on_one_cpu():
     return cpu_attention(q, k, v, mask)
   b, t, n, h = q.shape
-  num_kv = k.shape[2]
-  scale = h**-0.5
+  if t > MAX_UNCHUNKED and on_tpu() and (mask is None or mask.q_slots is None or mask.from_start):
+    segments = (None, None) if mask is None else (mask.q_segments, mask.kv_segments)
+    causal = mask is not None and mask.from_start
+    return splash(q, k, v, *segments, causal)
+  if t > MAX_UNCHUNKED and platform() == "gpu" and cudnn_knows(q, k, mask):
+    return jax.nn.dot_product_attention(q, k, v, is_causal=mask is not None, implementation="cudnn")
+
+  num_kv, scale = k.shape[2], h**-0.5
   q = q.reshape(b, t, num_kv, n // num_kv, h)
   if t <= MAX_UNCHUNKED:
     return _attend(q, k, v, mask, scale).reshape(b, t, n, h)
-  if on_tpu() and (mask is None or mask.q_slots is None or mask.from_start):
-    segments = (None, None) if mask is None else (mask.q_segments, mask.kv_segments)
-    causal = mask is not None and mask.from_start
-    return splash(q.reshape(b, t, n, h), k, v, *segments, causal)
-  if platform() == "gpu" and cudnn_knows(q.reshape(b, t, n, h), k, mask):
-    return jax.nn.dot_product_attention(
-      q.reshape(b, t, n, h), k, v, is_causal=mask is not None, implementation="cudnn"
-    )
-
   num_chunks = -(-t // QUERY_CHUNK)
   pad = num_chunks * QUERY_CHUNK - t
   if pad:
     q = jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0), (0, 0)))
-    if mask is not None:
-      slots = None if mask.q_slots is None else jnp.pad(mask.q_slots, (0, pad))
-      mask = mask.replace(q_segments=jnp.pad(mask.q_segments, ((0, 0), (0, pad))), q_slots=slots)
+    mask = None if mask is None else mask.padded(pad)
 
   @jax.checkpoint
   def chunk(start: Array) -> Array:

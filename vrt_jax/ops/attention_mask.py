@@ -41,6 +41,14 @@ class AttentionMask:
       q_slots=None if slots is None else jax.lax.dynamic_slice_in_dim(slots, start, size),
     )
 
+  def padded(self, count: int) -> "AttentionMask":
+    """The mask with `count` more queries, which are padding."""
+    slots = self.q_slots
+    return self.replace(
+      q_segments=jnp.pad(self.q_segments, ((0, 0), (0, count))),
+      q_slots=None if slots is None else jnp.pad(slots, (0, count)),
+    )
+
   def row(self, index: ArrayLike) -> "AttentionMask":
     """The mask of one row of the batch."""
     q, kv = self.q_segments, self.kv_segments

@@ -53,15 +53,13 @@ def _head_by_head(q: Array, k: Array, v: Array, mask: AttentionMask | None) -> A
   b, t, n, h = q.shape
   s, num_kv = k.shape[1:3]
   groups, chunks = n // num_kv, -(-t // QUERY_CHUNK)
-  pad = ((0, 0), (0, chunks * QUERY_CHUNK - t))
-  q = jnp.pad(q, (*pad, (0, 0), (0, 0)))
+  pad = chunks * QUERY_CHUNK - t
+  q = jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0)))
   q = q.reshape(b, chunks, QUERY_CHUNK, num_kv, groups, h).transpose(0, 3, 1, 4, 2, 5)
   q = q.reshape(b * num_kv * chunks, groups * QUERY_CHUNK, h)
   k = k.transpose(0, 2, 3, 1).reshape(b * num_kv, h, s)
   v = v.transpose(0, 2, 1, 3).reshape(b * num_kv, s, h)
-  if mask is not None:
-    slots = None if mask.q_slots is None else jnp.pad(mask.q_slots, pad[1])
-    mask = mask.replace(q_segments=jnp.pad(mask.q_segments, pad), q_slots=slots)
+  mask = None if mask is None else mask.padded(pad)
 
   @jax.checkpoint
   def chunk(index: Array, q: Array) -> Array:

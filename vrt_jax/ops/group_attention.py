@@ -12,11 +12,9 @@ from jax import Array
 from jaxtyping import Bool, Float, Int32
 
 from vrt_jax.ops.attention import MAX_UNCHUNKED, QUERY_CHUNK, attention
-from vrt_jax.ops.attention_mask import AttentionMask
+from vrt_jax.ops.attention_mask import MASKED, AttentionMask
 from vrt_jax.ops.sharding import on_tpu
 from vrt_jax.ops.splash import packed_splash
-
-MASKED = -1e30
 
 
 @struct.dataclass

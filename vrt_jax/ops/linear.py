@@ -8,7 +8,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from vrt_jax.ops.sharding import ambient_mesh, platform
+from vrt_jax.ops.sharding import on_one_cpu
 
 FEW_ROWS = 12
 
@@ -24,7 +24,7 @@ def linear(
   """
   dtype = x.dtype if dtype is None else dtype
   rows = math.prod(x.shape[:-1])
-  if platform() == "cpu" and ambient_mesh() is None and 0 < rows <= FEW_ROWS:
+  if on_one_cpu() and 0 < rows <= FEW_ROWS:
     out = _few_rows(x.reshape(rows, -1), weight)
     return out.reshape(*x.shape[:-1], -1).astype(dtype)
   return jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=dtype)

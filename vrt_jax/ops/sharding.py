@@ -51,6 +51,11 @@ def on_tpu() -> bool:
   return platform() == "tpu"
 
 
+def on_one_cpu() -> bool:
+  """Whether the program that is traced is for a CPU that no mesh divides."""
+  return platform() == "cpu" and ambient_mesh() is None
+
+
 def batch_axes(mesh: AbstractMesh, size: int) -> tuple[str, ...] | None:
   """The mesh axes that a batch of `size` is divided over; None where they do not divide it."""
   return BATCH_AXES if size % batch_parts(mesh) == 0 else None

@@ -22,7 +22,7 @@ from vrt_jax.models.layers import (
 from vrt_jax.models.sam2.transformer import MLP
 from vrt_jax.ops.attention import attention
 from vrt_jax.ops.resize import resize_bicubic
-from vrt_jax.ops.sharding import ambient_mesh, constrain_batch, platform
+from vrt_jax.ops.sharding import constrain_batch, on_one_cpu
 
 NORM_EPS = 1e-6
 PATCH_STRIDE = 4
@@ -181,7 +181,7 @@ def run_blocks(blocks: list[MultiScaleBlock], x: Float[Array, "B Y X D"]) -> Arr
 
   Not on CPUs, where a loop would copy every block's weights.
   """
-  if platform() == "cpu" and ambient_mesh() is None:
+  if on_one_cpu():
     for block in blocks:
       x = block(x)
     return x
