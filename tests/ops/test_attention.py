@@ -100,6 +100,7 @@ def test_a_span_of_causal_queries_reads_no_later_keys(monkeypatch):
     sizes.append((q.shape[1], k.shape[1]))
     return head_by_head(q, k, v, mask)
 
+  monkeypatch.setattr(sharding, "platform", lambda: "cpu")
   monkeypatch.setattr(cpu_attention, "_head_by_head", counted)
   args, mask, _ = long_arrays(jnp.float32)
   attention(*args, mask)
@@ -139,10 +140,12 @@ def test_gpus_use_flash_attention_where_it_knows_the_mask(monkeypatch):
   monkeypatch.setattr(jax.nn, "dot_product_attention", flash)
   args, causal, rows = long_arrays(jnp.bfloat16)
   segments = AttentionMask(causal.q_segments, causal.kv_segments)
+  for part in (sharding, module):
+    monkeypatch.setattr(part, "platform", lambda: "cpu")
   expected = value_and_grads(args, causal, rows)
   assert not calls
-  monkeypatch.setattr(sharding, "platform", lambda: "gpu")
-  monkeypatch.setattr(module, "platform", lambda: "gpu")
+  for part in (sharding, module):
+    monkeypatch.setattr(part, "platform", lambda: "gpu")
   for a, b in zip(value_and_grads(args, causal, rows), expected, strict=True):
     np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (a, b)), rtol=0.02, atol=0.03)
   attention(*args)
