@@ -25,6 +25,10 @@ def full_logps(hidden: jax.Array, head: jax.Array, tokens: jax.Array) -> jax.Arr
   return jnp.take_along_axis(logps, tokens[..., None], axis=-1)[..., 0]
 
 
+def every(tokens: jax.Array) -> jax.Array:
+  return jnp.ones(tokens.shape, bool)
+
+
 @pytest.mark.parametrize("logit_bytes", [1, 4 * 11 * 9, 2**26])
 def test_values_and_gradients_equal_the_full_softmax_at_any_chunk_size(
   arrays, logit_bytes: int, monkeypatch: pytest.MonkeyPatch
@@ -32,22 +36,55 @@ def test_values_and_gradients_equal_the_full_softmax_at_any_chunk_size(
   monkeypatch.setattr(token, "LOGIT_BYTES", logit_bytes)  # chunks of 8 (padded), 9 and all 26 rows
   hidden, head, tokens = arrays
   weights = jnp.asarray(np.random.default_rng(1).normal(size=tokens.shape), jnp.float32)
-  got = token_logps(hidden, head, tokens)
-  np.testing.assert_allclose(got, full_logps(hidden, head, tokens), rtol=1e-5, atol=1e-5)
+  counted = every(tokens).at[0, 3:].set(False).at[1, 7].set(False)
+  got = token_logps(hidden, head, tokens, counted)
+  expected = jnp.where(counted, full_logps(hidden, head, tokens), 0)
+  np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
   assert got.dtype == jnp.float32
 
-  def weighted(function):
-    return jax.grad(lambda h, w: jnp.sum(function(h, w, tokens) * weights), argnums=(0, 1))
+  def full(hidden, head, tokens, counted):
+    return jnp.where(counted, full_logps(hidden, head, tokens), 0)
 
-  for a, b in zip(
-    weighted(token_logps)(hidden, head), weighted(full_logps)(hidden, head), strict=True
-  ):
+  def weighted(function):
+    return jax.grad(lambda h, w: jnp.sum(function(h, w, tokens, counted) * weights), argnums=(0, 1))
+
+  for a, b in zip(weighted(token_logps)(hidden, head), weighted(full)(hidden, head), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_chunk_in_which_nothing_counts_is_not_computed(arrays, monkeypatch: pytest.MonkeyPatch):
+  """Its states are not numbers, which any product would pass on."""
+  monkeypatch.setattr(token, "LOGIT_BYTES", 1)  # positions 0..6 and 7..12
+  hidden, head, tokens = arrays
+  counted = every(tokens).at[:, :7].set(False)
+
+  def total(hidden, head):
+    return jnp.sum(token_logps(hidden, head, tokens, counted))
+
+  bad = hidden.at[:, :7].set(jnp.nan)
+  value, grads = jax.value_and_grad(total, argnums=(0, 1))(bad, head)
+  expected, whole = jax.value_and_grad(total, argnums=(0, 1))(hidden, head)
+  np.testing.assert_array_equal(value, expected)
+  jax.tree.map(np.testing.assert_array_equal, grads, whole)
+  assert np.isnan(total(hidden.at[:, 7].set(jnp.nan), head))
+
+
+def test_a_frozen_head_needs_the_logits_once(arrays):
+  hidden, head, tokens = arrays
+
+  def products(argnums) -> int:
+    def total(hidden, head):
+      return jnp.sum(token_logps(hidden, head, tokens, every(tokens)))
+
+    step = jax.jit(jax.grad(total, argnums=argnums))
+    return step.lower(hidden, head).compile().as_text().count(" dot(")
+
+  assert products((0,)) == 2 < products((0, 1))
 
 
 def test_logits_are_float32_for_bfloat16_states(arrays):
   hidden, head, tokens = arrays
-  got = token_logps(hidden.astype(jnp.bfloat16), head, tokens)
+  got = token_logps(hidden.astype(jnp.bfloat16), head, tokens, every(tokens))
   rounded = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in (hidden, head)]
   assert got.dtype == jnp.float32
   np.testing.assert_allclose(got, full_logps(*rounded, tokens), rtol=1e-4, atol=1e-4)

@@ -23,8 +23,7 @@ from scripts import (
 )
 from scripts.bench_model import Subject, with_lora
 from tests import tiny
-from vrt_jax.config import ImageConfig, SftLossConfig
-from vrt_jax.data.chat import ChatTokenizer
+from vrt_jax.config import SftLossConfig
 from vrt_jax.data.transforms import segmentation_of, small_object_mask
 
 
@@ -48,26 +47,6 @@ def test_both_sides_are_measured(tmp_path: Path):
   assert speeds["ratio"] == pytest.approx(speeds["jax"] / speeds["torch"], rel=0.05)
 
 
-def test_both_sides_of_the_rollout_have_the_same_weights_and_prompt():
-  """Greedy, so that they must say the same."""
-  args = bench_rollout.RolloutArgs(
-    group_size=2,
-    new_tokens=6,
-    temperature=0.0,
-    picture_px=96,
-    layers=2,
-    hidden_size=64,
-    vocab_size=700,
-  )
-  tokenizer = ChatTokenizer.from_dir(args.tokenizer)
-  image = ImageConfig(min_pixels=96**2, max_pixels=96**2)
-  config = bench_rollout.model_config(args)
-  group, single, theirs = (run() for run in bench_rollout.sides(args, config, tokenizer, image))
-  assert group.shape == theirs.shape == (2, 6)
-  np.testing.assert_array_equal(group, theirs)
-  np.testing.assert_array_equal(single, group[:1])
-
-
 SMALL = Subject(
   replace(
     bench_speed.LANGUAGE,
@@ -87,6 +66,17 @@ SMALL = Subject(
   40,
 )
 ONCE = bench_speed.SpeedArgs(repeats=1, new_tokens=5)
+
+
+def test_both_sides_of_the_rollout_have_the_same_weights_and_prompt():
+  """Greedy, so that they must say the same."""
+  args = bench_rollout.RolloutArgs(group_size=2, new_tokens=6, temperature=0.0, repeats=1)
+  group, single, theirs = (run() for run in bench_rollout.sides(args, SMALL))
+  assert group.shape == theirs.shape == (2, 6)
+  np.testing.assert_array_equal(group, theirs)
+  np.testing.assert_array_equal(single, group[:1])
+  line = bench_rollout.measure_rollout(args, SMALL)
+  assert min(line["ratio"], line["group_over_single"]) > 0 and line["prompt_tokens"] == 12 + 40
 
 
 def test_both_sides_compute_the_same():
@@ -110,7 +100,6 @@ def test_every_stage_computes_the_same():
 def test_the_sft_steps_have_one_loss(monkeypatch: pytest.MonkeyPatch):
   """Without the masks' terms, whose points are drawn; the adapters start at no effect."""
   small = Subject(with_lora(SMALL.config, 4), (96, 128), 40)
-  monkeypatch.setattr(bench_sft, "TEXT_TOKENS", 40)
   monkeypatch.setattr(bench_sft, "LOSS", SftLossConfig(1.0, 0.0, 0.0, num_points=50))
   zeroed = small.model
   for path, variable in nnx.to_flat_state(nnx.state(zeroed, nnx.LoRAParam)):

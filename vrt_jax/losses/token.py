@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int32
+from jaxtyping import Bool, Float, Int32
 
 from vrt_jax.ops.sharding import constrain_batch, gathered, rows_per_device
 from vrt_jax.types import IGNORE_INDEX
@@ -14,13 +14,17 @@ MIN_CHUNK = 8
 
 
 def token_logps(
-  hidden: Float[Array, "B T D"], head: Float[Array, "V D"], tokens: Int32[Array, "B T"]
+  hidden: Float[Array, "B T D"],
+  head: Float[Array, "V D"],
+  tokens: Int32[Array, "B T"],
+  counted: Bool[Array, "B T"],
 ) -> Float[Array, "B T"]:
-  """log p(tokens[t] | hidden[t]) in float32.
+  """log p(tokens[t] | hidden[t]) in float32 where `counted`, else 0.
 
   `hidden` is the output of the final norm, `head` the output embedding. Chunks of positions are
-  mapped one after the other and recomputed in the backward pass; the batch stays divided over the
-  mesh, and the head is gathered once.
+  taken one after the other; one in which nothing counts costs nothing. With the logits at hand the
+  slope by `hidden` is computed too, so that only a trained head needs them again. The batch stays
+  divided over the mesh, and the head is gathered once.
   """
   b, t, _ = hidden.shape
   chunk = min(t, max(MIN_CHUNK, LOGIT_BYTES // (4 * head.shape[0] * rows_per_device(b))))
@@ -35,15 +39,83 @@ def token_logps(
     x = jnp.moveaxis(x.reshape(b, num_chunks, chunk, *x.shape[2:]), 1, 0)
     return constrain_batch(x, axis=1)
 
-  @jax.checkpoint
-  def chunk_logps(xs: tuple[Array, Array]) -> Array:
-    x, token = xs
-    logits = jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32)
-    picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-    return picked - jax.nn.logsumexp(logits, axis=-1)
-
-  logps = jax.lax.map(chunk_logps, (chunks(hidden), chunks(tokens)))  # [chunks, B, Tc]
+  kept = chunks(counted)
+  logps = _logps_of_chunks(chunks(hidden), head, chunks(tokens), jnp.any(kept, axis=(1, 2)))
+  logps = jnp.where(kept, logps, 0.0)
   return jnp.moveaxis(logps, 0, 1).reshape(b, -1)[:, :t]
+
+
+@jax.custom_vjp
+def _logps_of_chunks(
+  hidden: Float[Array, "C B Tc D"],
+  head: Float[Array, "V D"],
+  tokens: Int32[Array, "C B Tc"],
+  needed: Bool[Array, "C"],
+) -> Float[Array, "C B Tc"]:
+  """Zeros for the chunks that are not needed."""
+
+  def chunk(xs: tuple[Array, Array]) -> Array:
+    x, token = xs
+    return _logps(_logits(x, head), token)[0]
+
+  return _map_needed(chunk, needed, (hidden, tokens))
+
+
+def _forward(hidden: Array, head: Array, tokens: Array, needed: Array) -> tuple[Array, tuple]:
+  def chunk(xs: tuple[Array, Array]) -> tuple[Array, Array]:
+    x, token = xs
+    logps, slope = _logps(_logits(x, head), token)
+    return logps, jnp.einsum("btv,vd->btd", slope.astype(x.dtype), head)
+
+  logps, slopes = _map_needed(chunk, needed, (hidden, tokens))
+  return logps, (slopes, hidden, head, tokens, needed)
+
+
+def _backward(kept: tuple, by_logps: Float[Array, "C B Tc"]) -> tuple:
+  slopes, hidden, head, tokens, needed = kept
+
+  def chunk(total: Array, xs: tuple[Array, ...]) -> tuple[Array, None]:
+    x, token, factor, needed = xs
+
+    def add() -> Array:
+      slope = factor[..., None] * _logps(_logits(x, head), token)[1]
+      return total + jnp.einsum("btv,btd->vd", slope.astype(x.dtype), x)
+
+    return jax.lax.cond(needed, add, lambda: total), None
+
+  # unused, and so never computed, where the head is frozen
+  by_head, _ = jax.lax.scan(chunk, jnp.zeros_like(head), (hidden, tokens, by_logps, needed))
+  return (by_logps[..., None] * slopes).astype(hidden.dtype), by_head, None, None
+
+
+_logps_of_chunks.defvjp(_forward, _backward)
+
+
+def _logits(x: Float[Array, "B Tc D"], head: Float[Array, "V D"]) -> Float[Array, "B Tc V"]:
+  return jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32)
+
+
+def _logps(
+  logits: Float[Array, "B Tc V"], token: Int32[Array, "B Tc"]
+) -> tuple[Float[Array, "B Tc"], Float[Array, "B Tc V"]]:
+  """Log-probabilities of the tokens and their slope by the logits."""
+  picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+  normalizer = jax.nn.logsumexp(logits, axis=-1)
+  is_token = token[..., None] == jnp.arange(logits.shape[-1])
+  return picked - normalizer, is_token - jnp.exp(logits - normalizer[..., None])
+
+
+def _map_needed(function, needed: Bool[Array, "C"], xs: tuple[Array, ...]):
+  """`function` of each element of `xs` in turn; zeros for those that are not needed."""
+  like = jax.eval_shape(function, jax.tree.map(lambda x: x[0], xs))
+
+  def zeros() -> object:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+
+  def element(x: tuple[Array, tuple[Array, ...]]):
+    return jax.lax.cond(x[0], lambda: function(x[1]), zeros)
+
+  return jax.lax.map(element, (needed, xs))
 
 
 def cross_entropy(
@@ -56,5 +128,5 @@ def cross_entropy(
   """
   targets = labels[:, 1:]
   counted = targets != IGNORE_INDEX
-  logps = token_logps(hidden[:, :-1], head, jnp.where(counted, targets, 0))
-  return -jnp.sum(jnp.where(counted, logps, 0.0)), jnp.sum(counted).astype(jnp.float32)
+  logps = token_logps(hidden[:, :-1], head, jnp.where(counted, targets, 0), counted)
+  return -jnp.sum(logps), jnp.sum(counted).astype(jnp.float32)

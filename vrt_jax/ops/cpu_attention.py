@@ -40,6 +40,7 @@ def cpu_attention(
   return jnp.concatenate(parts, axis=1)
 
 
+@jax.checkpoint
 def _all_heads(q: Array, k: Array, v: Array, mask: AttentionMask | None) -> Array:
   b, t, n, h = q.shape
   num_kv = k.shape[2]

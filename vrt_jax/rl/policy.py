@@ -98,9 +98,8 @@ def completion_logps(
   language = model.qwen.language_model
   b, g, n, d = states.before.shape
   hidden = language.final_norm(states.before).reshape(b, g * n, d)
-  tokens = completions.tokens.reshape(b, g * n)
-  logps = token_logps(hidden, language.head_weight(), tokens).reshape(b, g, n)
-  return jnp.where(completions.token_mask, logps, 0.0)
+  tokens, counted = (x.reshape(b, g * n) for x in (completions.tokens, completions.token_mask))
+  return token_logps(hidden, language.head_weight(), tokens, counted).reshape(b, g, n)
 
 
 def seg_states(
