@@ -127,7 +127,10 @@ class Program:
 
   @cached_property
   def runs(self) -> dict[str, float]:
-    """How often each computation that stands in the schedule runs; the inside of fusions is not."""
+    """How often each computation that stands in the schedule runs; the inside of fusions is not.
+
+    At most: all branches of a conditional are counted.
+    """
     counts: dict[str, float] = {}
 
     def visit(name: str, times: float) -> None:
@@ -139,9 +142,9 @@ class Program:
           for callee in i.callees:
             visit(callee, times)
         elif i.opcode == "conditional":
-          branches = re.findall(r"%([\w.\-]+)", i.attribute("branch_computations") or "")
-          for branch in branches:
-            visit(branch, times / len(branches))
+          for kind in ("branch_computations", "true_computation", "false_computation"):
+            for branch in re.findall(r"%([\w.\-]+)", i.attribute(kind) or ""):
+              visit(branch, times)
 
     visit(self.entry, 1)
     return counts

@@ -78,6 +78,23 @@ def test_a_loop_that_may_end_earlier_runs_to_its_bound():
   assert Program(early).runs["body"] == 4
 
 
+@pytest.mark.parametrize(
+  "branches",
+  ["branch_computations={%some, %other}", "true_computation=%some, false_computation=%other"],
+)
+def test_all_branches_of_a_conditional_count(branches):
+  branch = """
+%{} (t: f32[8,8]) -> f32[8,8] {{
+  %t = f32[8,8]{{1,0:T(8,128)}} parameter(0)
+  ROOT %twice = f32[8,8]{{1,0:T(8,128)}} add(%t, %t)
+}}
+"""
+  taken = f"  %sum = f32[8,8]{{1,0:T(8,128)}} conditional(%j, %y, %y), {branches}"
+  lines = [taken if "%sum =" in line else line for line in TEXT.splitlines()]
+  runs = Program(branch.format("some") + branch.format("other") + "\n".join(lines)).runs
+  assert (runs["some"], runs["other"]) == (4, 4)
+
+
 def test_flops_of_a_matrix_product(program):
   computation, instruction, _ = find(program, "y")
   assert program.flops(computation, instruction) == 2 * 8 * 8 * 8
