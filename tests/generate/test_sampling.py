@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrt_jax.generate.sampling import Sampling, nucleus, sample
+from vrt_jax.generate.sampling import DRAW_BLOCK, Sampling, draw, nucleus, sample
 
 PROBS = np.array([0.05, 0.5, 0.15, 0.3], np.float32)
 NONE = jnp.zeros(4, bool)
@@ -91,3 +91,29 @@ def test_the_nucleus_is_that_of_sorted_probabilities(top_p: float):
     above = np.array([p[row > x].sum() for x in row])
     np.testing.assert_array_equal(kept, above < top_p)
   assert found.sum(-1).min() >= 1
+
+
+@pytest.mark.parametrize("size", [3, DRAW_BLOCK, 3 * DRAW_BLOCK + 17])
+def test_a_draw_inverts_the_running_sum(size: int):
+  rng = np.random.default_rng(0)
+  weights = rng.random((40, size), np.float32) * (rng.random((40, size)) < 0.5)
+  weights[:, 0] = 0
+  weights[:, -2] = 0.1
+  weights[:, -1] = 0
+  uniform = np.concatenate([[0.0, 1 - 2**-24], rng.random(38)]).astype(np.float32)
+  got = np.asarray(draw(jnp.asarray(uniform), jnp.asarray(weights)))
+  sums = np.cumsum(weights.astype(np.float64), axis=1)
+  expected = np.array([np.argmax(s > u * s[-1]) for u, s in zip(uniform, sums, strict=True)])
+  rows = np.arange(40)
+  assert (weights[rows, got] > 0).all()  # also at both ends
+  assert np.mean(got == expected) > 0.9  # others lie next to a boundary
+  assert got[1] == size - 2 == expected[1]
+
+
+def test_draws_from_many_tokens_follow_their_weights():
+  weights = np.zeros(2 * DRAW_BLOCK, np.float32)
+  weights[[5, DRAW_BLOCK - 1, DRAW_BLOCK, 2 * DRAW_BLOCK - 1]] = PROBS
+  uniform = jax.random.uniform(jax.random.key(0), (4000,))
+  got = draw(uniform, jnp.tile(jnp.asarray(weights), (4000, 1)))
+  found = np.bincount(got, minlength=len(weights)) / 4000
+  np.testing.assert_allclose(found, weights, atol=0.03)

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int32, Key
 
+DRAW_BLOCK = 512
+"""Tokens whose weights are summed before a block is chosen."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -27,9 +30,32 @@ def sample(
   if sampling.temperature == 0.0:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   logits = logits / sampling.temperature
+  probs = jax.nn.softmax(logits, axis=-1)
   if sampling.top_p < 1.0:
-    logits = jnp.where(nucleus(logits, sampling.top_p), logits, -jnp.inf)
-  return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    probs = jnp.where(nucleus(logits, sampling.top_p), probs, 0.0)
+  return draw(jax.vmap(jax.random.uniform)(keys), probs)
+
+
+def draw(uniform: Float[Array, "R"], weights: Float[Array, "R V"]) -> Int32[Array, "R"]:
+  """For numbers in [0, 1) the tokens at which the running sum of the weights passes their share.
+
+  One random number a row, where the Gumbel trick takes one a token: at 152 k tokens these are a
+  fifth of decoding on a CPU. The sum runs over blocks and then inside one.
+  """
+  rows, size = weights.shape
+  blocks = jnp.pad(weights, ((0, 0), (0, -size % DRAW_BLOCK))).reshape(rows, -1, DRAW_BLOCK)
+  sums = jnp.sum(blocks, axis=-1)
+  before = jnp.cumsum(sums, axis=-1)
+  target = uniform[:, None] * before[:, -1:]
+  block = _first_above(before, target)[:, None]
+  rest = target - jnp.take_along_axis(before - sums, block, axis=1)
+  inside = jnp.take_along_axis(blocks, block[..., None], axis=1)[:, 0]
+  return block[:, 0] * DRAW_BLOCK + _first_above(jnp.cumsum(inside, axis=-1), rest)
+
+
+def _first_above(sums: Float[Array, "R N"], target: Float[Array, "R 1"]) -> Int32[Array, "R"]:
+  """Where running sums first exceed the target, which rounding must not put at their end."""
+  return jnp.argmax(sums > jnp.minimum(target, sums[:, -1:] * (1 - 1e-6)), axis=-1)
 
 
 def nucleus(logits: Float[Array, "R V"], top_p: float) -> Bool[Array, "R V"]:

@@ -73,9 +73,13 @@ class GroupCache:
 
   def by_layer(self) -> tuple["LayerCache", ...]:
     """The same, each layer by itself."""
+    # without the barrier the prompt is brought into order inside the loop over tokens, at each
+    prompt = jax.lax.optimization_barrier(
+      [jnp.moveaxis(x, 2, -1) for x in (self.prompt.k, self.prompt.v)]
+    )
     return tuple(
       LayerCache(
-        *(jnp.moveaxis(x[i], 1, -1) for x in (self.prompt.k, self.prompt.v)),
+        *(x[i] for x in prompt),
         self.prompt_mask,
         *(jnp.moveaxis(x[i], 2, -1) for x in (self.k, self.v)),
       )
