@@ -1,6 +1,6 @@
 """How a training step's time and memory grow, as a picture and a JSON file.
 
-    python -m scripts.growth --out docs/pictures/growth
+    python -m scripts.growth --out docs/growth
 
 measures the SFT step (LoRA, float32) of a small model on this machine against the tokens of a
 sample, its objects, the samples of a batch and the side of SAM 2's picture, one at a time. Time is
@@ -93,7 +93,7 @@ SWEEPS: dict[str, tuple[int, ...]] = {
 }
 """A field of `Shape` and its values; the others keep their defaults."""
 TITLES = {
-  "text_tokens": "tokens of a sample (with 64 of the picture)",
+  "text_tokens": "text tokens of a sample, beside 64 of the picture",
   "objects": "objects of a sample",
   "batch": "samples of a batch",
   "picture_px": "side of SAM 2's picture in pixels",
