@@ -29,7 +29,8 @@ from vrt_jax.rl.rollout import Rollout, make_rollout, seg_slots
 
 G, N, M = case.GRPO.group_size, case.GRPO.max_new_tokens, case.GRPO.max_masks
 IDS = case.few_ids()
-KEY = jax.random.key(3)
+SEED = 5
+KEY = jax.random.key(SEED)
 
 
 @functools.cache
@@ -39,7 +40,7 @@ def rollout_function():
 
 
 @functools.cache
-def sampled(seed: int = 3) -> Rollout:
+def sampled(seed: int = SEED) -> Rollout:
   state, frozen = case.state()
   out = rollout_function()(state.trainable, frozen, case.inputs(), jax.random.key(seed))
   return jax.device_get(out)
@@ -144,7 +145,7 @@ def test_samples_stop_alone_and_say_only_what_is_allowed():
   allowed = set(range(tiny.VOCAB_SIZE)) - set(IDS.forbidden)
   assert len(allowed) == 5
   seen = set()
-  for seed in range(3, 7):
+  for seed in range(SEED, SEED + 4):
     c = sampled(seed).completions
     for tokens, length, logps, slots in zip(
       c.tokens.reshape(-1, N).tolist(),

@@ -22,7 +22,7 @@ def test_more_of_a_picture_takes_more_memory(monkeypatch: pytest.MonkeyPatch):
   config = with_lora(SMALL.config, 4)
   small, large = (growth.measure("picture_px", x, 1, config) for x in (96, 192))
   assert small.seconds > 0
-  assert 1.5 * small.mib < large.mib
+  assert 1.1 * small.mib < large.mib
 
 
 def test_the_picture_has_a_column_a_sweep(tmp_path: Path):
