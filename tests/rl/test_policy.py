@@ -23,7 +23,7 @@ GAP = 1e-4
 @functools.cache
 def rolled(dtype: str) -> Rollout:
   state, frozen = case.state(dtype)
-  return make_rollout(case.GRPO, IDS)(state.trainable, frozen, case.inputs(), jax.random.key(3))
+  return make_rollout(case.GRPO, IDS)(state.trainable, frozen, case.inputs(), jax.random.key(5))
 
 
 @functools.partial(jax.jit, static_argnames="remat")
