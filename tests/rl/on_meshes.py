@@ -44,7 +44,7 @@ def run(name: str) -> dict[str, np.ndarray]:
   mesh = mesh_of(MESHES[name])
   state, frozen = case.state(mesh=mesh)
   placement = [x.sharding for x in jax.tree.leaves(state)]
-  key = replicate(jax.random.key(3), mesh)
+  key = replicate(jax.random.key(5), mesh)
   inputs = put_whole_batch(case.inputs(ROWS), mesh)
   rollout = make_rollout(case.GRPO, case.few_ids(), mesh.abstract_mesh)
   out = rollout(state.trainable, frozen, inputs, key)

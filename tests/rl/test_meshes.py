@@ -44,7 +44,7 @@ def test_the_rollout_is_the_same(folder: Path):
   tokens = "['rollout'].completions.tokens"
   np.testing.assert_array_equal(eight[tokens], one[tokens])
   rows = one[tokens].reshape(-1, one[tokens].shape[-1])
-  assert len({tuple(r) for r in rows.tolist()}) >= len(rows) // 2  # each row has its own numbers
+  assert len({tuple(r) for r in rows.tolist()}) > len(rows) // 2  # each row has its own numbers
   assert largest_gap(one, eight) < RTOL
 
 

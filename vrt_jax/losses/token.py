@@ -107,7 +107,7 @@ def _logps(
 
 def _map_needed(function, needed: Bool[Array, "C"], xs: tuple[Array, ...]):
   """`function` of each element of `xs` in turn; zeros for those that are not needed."""
-  like = jax.eval_shape(function, jax.tree.map(lambda x: x[0], xs))
+  like = jax.eval_shape(lambda xs: function(jax.tree.map(lambda x: x[0], xs)), xs)
 
   def zeros() -> object:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
