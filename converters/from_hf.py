@@ -149,7 +149,7 @@ def _write_rest(folder: Path, src: Path, result) -> None:
 
 def main() -> None:
   """Command line."""
-  args = cli.parse(Args, sys.argv[1:], "python -m converters.from_hf")
+  args = cli.parse(Args, sys.argv[1:], "python -m converters.from_hf", __doc__)
   content = convert(args)
   from converters.report import print_report
 

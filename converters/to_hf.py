@@ -128,7 +128,7 @@ def write_side_files(folder: Path, source: "Source", layout: str, dtype: str) ->
 
 def main() -> None:
   """Command line."""
-  args = cli.parse(Args, sys.argv[1:], "python -m converters.to_hf")
+  args = cli.parse(Args, sys.argv[1:], "python -m converters.to_hf", __doc__)
   parts = convert(args)
   print(f"{'part':<40}{'tensors':>8}{'values':>16}{'MB':>10}")
   for part, entry in parts.items():

@@ -233,7 +233,7 @@ def settings_hash(args: Args, settings: RequestSettings) -> str:
 
 def main() -> None:
   """Command line."""
-  args = cli.parse(Args, sys.argv[1:], "python -m eval.api_baseline")
+  args = cli.parse(Args, sys.argv[1:], "python -m eval.api_baseline", __doc__)
   if args.masks == "sam2" and args.sam2 in SHIPPED:
     print(
       "the shipped SAM 2 never learned boxes, its masks mean little: give --sam2 or --masks boxes",

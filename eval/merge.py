@@ -1,4 +1,6 @@
-"""Joins the results of shards: python -m eval.merge --results DIR DIR DIR --data GLOB --out DIR
+"""Joins the results of shards.
+
+    python -m eval.merge --results DIR DIR DIR --data 'VRT-Eval/*.tfrecord' --out DIR
 
 Each DIR is the --out of an `eval.vrt_bench --shard I/N`. The numbers are those of one run over all
 records, to the last digit, since they are computed from the samples again.
@@ -82,7 +84,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
   """Command line."""
-  args = cli.parse(Args, sys.argv[1:], "python -m eval.merge")
+  args = cli.parse(Args, sys.argv[1:], "python -m eval.merge", __doc__)
   results = merge(args)
   print(f"{headline(results)}  ({results['total_samples']} samples)")
   print(f"written to {args.out}")

@@ -1,6 +1,6 @@
 """Referring segmentation (RefCOCO, gRefCOCO, own data): cIoU, gIoU and precision of the masks.
 
-    python -m eval.refcoco --checkpoint DIR --refs refs.json --instances instances.json \
+    python -m eval.refcoco --checkpoint DIR --refs refs.json --instances instances.json \\
       --images train2014/ --split val --out DIR
 
 Checks the mask road alone: each expression is asked without reasoning, and the union of the
@@ -231,7 +231,7 @@ def _entry(answer: Prediction, target: Rle) -> dict[str, Any]:
 
 def main() -> None:
   """Command line."""
-  args = cli.parse(Args, sys.argv[1:], "python -m eval.refcoco")
+  args = cli.parse(Args, sys.argv[1:], "python -m eval.refcoco", __doc__)
   results = evaluate(args)
   metrics = results["metrics"]
   print(

@@ -136,7 +136,7 @@ def compare(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, dic
 
 def main() -> None:
   """Command line."""
-  config = cli.parse(ScoreConfig, sys.argv[1:], "python -m eval.score")
+  config = cli.parse(ScoreConfig, sys.argv[1:], "python -m eval.score", __doc__)
   results = score(config)
   print(f"{headline(results)}  ({results['total_samples']} samples)")
   if config.against:

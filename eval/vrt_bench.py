@@ -137,7 +137,7 @@ def settings_hash(loaded: Loaded, config: EvalConfig, thinking: bool) -> str:
 
 def main() -> None:
   """Command line."""
-  args = cli.parse(Args, sys.argv[1:], "python -m eval.vrt_bench")
+  args = cli.parse(Args, sys.argv[1:], "python -m eval.vrt_bench", __doc__)
   start_processes()
   results = bench(args)
   say(f"{headline(results)}  ({results['total_samples']} samples)")

@@ -127,16 +127,16 @@ def _text_pairs(program: str, config: TrainConfig, tokens: int) -> float:
 
 def main() -> None:
   """Command line."""
-  own, _, fields = " ".join(sys.argv[1:]).partition(" -- ")
-  args = cli.parse(Args, own.split(), "python -m scripts.aot")
+  words = [*sys.argv[1:], "--"]
+  end = words.index("--")
+  args = cli.parse(Args, words[:end], "python -m scripts.aot", __doc__)
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
   from vrt_jax.train.__main__ import load_recipe
 
-  config = cli.parse(
-    TrainConfig, fields.split(), "python -m scripts.aot ..", load_recipe(args.config)
-  )
+  recipe = load_recipe(args.config)
+  config = cli.parse(TrainConfig, words[end + 1 : -1], "python -m scripts.aot ..", default=recipe)
   print(json.dumps(compile_program(args, config), indent=2))
 
 

@@ -113,7 +113,7 @@ def table(folder: Path) -> str:
 
 def main() -> None:
   """Command line."""
-  args = cli.parse(Args, sys.argv[1:], "python -m scripts.aot_table")
+  args = cli.parse(Args, sys.argv[1:], "python -m scripts.aot_table", __doc__)
   unknown = sorted(set(args.rows) - set(ROWS))
   if unknown:
     raise ValueError(f"--rows {unknown[0]}: none of {', '.join(ROWS)}")

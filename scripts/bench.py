@@ -28,8 +28,9 @@ def main() -> None:
   count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
   names, options = words[:count], words[count:]
   if options[:1] in (["--help"], ["-h"]) and not names:
-    print(__doc__)
-    return
+    print(f"{__doc__}\nusage: python -m scripts.bench NAME .. [--help] [options of the names]\n")
+    print(f"NAME: {', '.join(NAMES)}")
+    raise SystemExit(0)
   unknown = [name for name in names or [""] if name not in NAMES]
   if unknown:
     raise ValueError(f"unknown measurement {unknown[0]!r}: choose from {', '.join(NAMES)}")

@@ -131,4 +131,6 @@ def bench(args: Args) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(lambda: bench(cli.parse(Args, sys.argv[1:], "python -m scripts.bench_conversion")))
+  cli.run(
+    lambda: bench(cli.parse(Args, sys.argv[1:], "python -m scripts.bench_conversion", __doc__))
+  )

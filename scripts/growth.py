@@ -144,7 +144,7 @@ def draw(path: Path, sweeps: dict[str, list[Point]]) -> None:
 
 def main() -> None:
   """Command line."""
-  args = cli.parse(Args, sys.argv[1:], "python -m scripts.growth")
+  args = cli.parse(Args, sys.argv[1:], "python -m scripts.growth", __doc__)
   args.out.parent.mkdir(parents=True, exist_ok=True)
   sweeps: dict[str, list[Point]] = {name: [] for name in SWEEPS}
   todo = [(name, x) for name, values in SWEEPS.items() for x in values]

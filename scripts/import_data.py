@@ -120,4 +120,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(lambda: main(cli.parse(Args, sys.argv[1:], "python -m scripts.import_data")))
+  cli.run(lambda: main(cli.parse(Args, sys.argv[1:], "python -m scripts.import_data", __doc__)))

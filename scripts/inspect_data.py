@@ -191,4 +191,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(lambda: main(cli.parse(Args, sys.argv[1:], "python -m scripts.inspect_data")))
+  cli.run(lambda: main(cli.parse(Args, sys.argv[1:], "python -m scripts.inspect_data", __doc__)))

@@ -68,4 +68,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(lambda: main(cli.parse(Args, sys.argv[1:], "python -m scripts.make_shapes")))
+  cli.run(lambda: main(cli.parse(Args, sys.argv[1:], "python -m scripts.make_shapes", __doc__)))

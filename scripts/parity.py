@@ -217,7 +217,7 @@ def parity(args: Args) -> list[Row]:
 
 def main() -> None:
   """Command line."""
-  args = cli.parse(Args, sys.argv[1:], "python -m scripts.parity")
+  args = cli.parse(Args, sys.argv[1:], "python -m scripts.parity", __doc__)
   rows = parity(args)
   print(f"{'stage':<36}{'max abs error':>16}{'largest value':>16}{'tolerance':>12}")
   for row in rows:

@@ -230,4 +230,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(lambda: main(cli.parse(Args, sys.argv[1:], "python -m scripts.prepare_data")))
+  cli.run(lambda: main(cli.parse(Args, sys.argv[1:], "python -m scripts.prepare_data", __doc__)))

@@ -181,4 +181,6 @@ def train(args: Args) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(lambda: train(cli.parse(Args, sys.argv[1:], "python -m scripts.pretrain_grounding")))
+  cli.run(
+    lambda: train(cli.parse(Args, sys.argv[1:], "python -m scripts.pretrain_grounding", __doc__))
+  )

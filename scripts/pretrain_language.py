@@ -183,4 +183,6 @@ def train(args: Args) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(lambda: train(cli.parse(Args, sys.argv[1:], "python -m scripts.pretrain_language")))
+  cli.run(
+    lambda: train(cli.parse(Args, sys.argv[1:], "python -m scripts.pretrain_language", __doc__))
+  )

@@ -202,4 +202,6 @@ def train(args: Args) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(lambda: train(cli.parse(Args, sys.argv[1:], "python -m scripts.pretrain_perception")))
+  cli.run(
+    lambda: train(cli.parse(Args, sys.argv[1:], "python -m scripts.pretrain_perception", __doc__))
+  )

@@ -1,7 +1,7 @@
 """What reinforcement learning gained over fine-tuning, as a Markdown table from finished runs.
 
-    python -m scripts.rl_table --sft runs/shapes_sft_long --rl runs/grpo_0 runs/grpo_1 runs/grpo_2 \
-      --without runs/answer_0 runs/answer_1 runs/answer_2 --out docs/rl_shapes.md
+    python -m scripts.rl_table --sft runs/shapes_sft_long --out docs/rl_shapes.md \\
+      --rl runs/grpo_0 runs/grpo_1 runs/grpo_2 --without runs/answer_0 runs/answer_1 runs/answer_2
 
 `--rl` are runs of one recipe with different seeds, `--without` the same without credit for the
 reasoning masks. Differences are means over the seeds, with a paired bootstrap over pictures.
@@ -121,7 +121,7 @@ def _points(found: Difference) -> str:
 
 def main() -> None:
   """Command line."""
-  args = cli.parse(Args, sys.argv[1:], "python -m scripts.rl_table")
+  args = cli.parse(Args, sys.argv[1:], "python -m scripts.rl_table", __doc__)
   command = " ".join(["python -m scripts.rl_table", *sys.argv[1:]])
   runs = [[read_run(path) for path in paths] for paths in (args.rl, args.without)]
   text = table(read_run(args.sft), *runs, command)

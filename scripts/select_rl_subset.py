@@ -226,7 +226,7 @@ def select(args: Args, loaded: Loaded) -> dict:
 
 def main() -> None:
   """Command line."""
-  args = cli.parse(Args, sys.argv[1:], "python -m scripts.select_rl_subset")
+  args = cli.parse(Args, sys.argv[1:], "python -m scripts.select_rl_subset", __doc__)
   start_processes()
   content = select(args, model_directory.load(args.checkpoint))
   say(f"{args.out}: {len(content['samples'])} keys; unusable records: {content['unusable']}")

@@ -53,4 +53,4 @@ def ship(args: Args) -> Path:
 
 
 if __name__ == "__main__":
-  cli.run(lambda: ship(cli.parse(Args, sys.argv[1:], "python -m scripts.ship_model")))
+  cli.run(lambda: ship(cli.parse(Args, sys.argv[1:], "python -m scripts.ship_model", __doc__)))

@@ -13,6 +13,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
   PROGRAMS = tempfile.mkdtemp(prefix="vrt-jax-tests-")
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", PROGRAMS)
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+  os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
   atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
 
 import pytest

@@ -1,5 +1,8 @@
-"""The installed commands."""
+"""The commands: help with examples, versions, errors and shell completion."""
 
+import re
+import runpy
+import subprocess
 import sys
 import tomllib
 from importlib import import_module
@@ -9,8 +12,14 @@ import pytest
 
 from vrt_jax import __version__
 
-PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
-COMMANDS = tomllib.loads(PYPROJECT.read_text())["project"]["scripts"]
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+MODULES = sorted(
+  ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+  for room in ("vrt_jax", "scripts", "eval", "converters")
+  for path in (ROOT / room).rglob("*.py")
+  if "cli.run(" in path.read_text() and path.name != "cli.py"
+)
 
 
 def test_the_commands_are_those_of_the_readme():
@@ -32,3 +41,35 @@ def test_a_command_has_help_a_version_and_one_line_for_errors(target, monkeypatc
     command()
   assert stop.value.code == 1
   assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_modules_with_a_command_are_found():
+  assert {"vrt_jax.train", "vrt_jax.predict", "eval.score", "scripts.aot"} <= set(MODULES)
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("module", MODULES)
+def test_help_shows_an_example_and_the_options(module, monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", [f"{module}.py", "--help"])
+  with pytest.raises(SystemExit) as stop:
+    runpy.run_module(module, run_name="__main__")
+  shown = capsys.readouterr().out
+  assert not stop.value.code
+  assert re.search(rf"^ *python -m {re.escape(module)} \S", shown, re.MULTILINE)
+  assert "--help" in shown.partition("usage: ")[2]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_bash_completes_the_options_of_a_command(command, tmp_path, monkeypatch, capsys):
+  module, _, name = COMMANDS[command].partition(":")
+  monkeypatch.setattr(sys, "argv", [f"/somewhere/bin/{command}", "--tyro-print-completion", "bash"])
+  with pytest.raises(SystemExit) as stop:
+    getattr(import_module(module), name)()
+  assert not stop.value.code
+  script = tmp_path / "completion"
+  script.write_text(capsys.readouterr().out)
+  asked = f"source {script} && complete -p {command}"
+  done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.strip().endswith(command)
+  assert "--help" in script.read_text()

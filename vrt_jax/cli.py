@@ -6,6 +6,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
@@ -19,10 +20,13 @@ _FRAME = " │╭╮╰╯"
 _RULE = "─-"
 
 
-def parse(cls: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
+def parse(
+  cls: type[T], args: Sequence[str], prog: str, doc: str | None = None, default: T | None = None
+) -> T:
   """Command-line arguments as a dataclass, over the values of `default`.
 
-  `--version` prints the package's version and ends, as `--help` does.
+  `--help` prints `doc`, which shows examples, and the options; `--version` the package's version.
+  `--tyro-print-completion bash` (or zsh, tcsh) prints the completion of an installed command.
 
   Raises:
     ValueError: an option that does not exist, is missing or has a value of another type.
@@ -30,7 +34,11 @@ def parse(cls: type[T], args: Sequence[str], prog: str, default: T | None = None
   if "--version" in args:
     print(vrt_jax.__version__)
     raise SystemExit(0)
+  if doc and not {"-h", "--help"}.isdisjoint(args):
+    print(doc.strip() + "\n")
   given = {} if default is None else {"default": default}
+  if Path(sys.argv[0]).name.startswith("vrt-"):
+    prog = Path(sys.argv[0]).name  # an installed command, which shells complete
   printed = io.StringIO()
   try:
     with contextlib.redirect_stderr(printed):

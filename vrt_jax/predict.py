@@ -208,7 +208,7 @@ def write_prediction(folder: Path, request: "Request", prediction: "Prediction")
 
 def main() -> None:
   """Command line."""
-  args = cli.parse(Args, sys.argv[1:], "python -m vrt_jax.predict")
+  args = cli.parse(Args, sys.argv[1:], "python -m vrt_jax.predict", __doc__)
   if not args.serve:
     predict(args)
     return

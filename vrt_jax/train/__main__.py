@@ -55,11 +55,9 @@ def main() -> None:
     own, rest = parser.parse_known_args(sys.argv[1:])
   except argparse.ArgumentError as error:
     raise ValueError(f"{error} (see --help)") from None
-  if "--help" in rest or "-h" in rest:
-    print(__doc__)
   default = load_recipe(own.config) if own.config else TrainConfig()
   name = own.config.stem if own.config else "shapes_sft"
-  config = cli.parse(TrainConfig, rest, "python -m vrt_jax.train", default)
+  config = cli.parse(TrainConfig, rest, "python -m vrt_jax.train", __doc__, default)
   workdir = own.workdir or Path("runs") / name
 
   from vrt_jax.runtime import say, start_processes, use_cpu_cores  # after --help: it needs no JAX
