@@ -12,6 +12,7 @@
 #
 # `watch` keeps a spot slice busy: when it is taken away, it is made again and training goes on from
 # the last checkpoint. BUCKET is mounted at ~/bucket on every worker and holds models, data and runs.
+# With DRY_RUN=1 the gcloud commands are printed, not run.
 set -euo pipefail
 
 : "${PROJECT:?}" "${ZONE:?}" "${TPU:?}"
@@ -20,6 +21,14 @@ runtime=${RUNTIME:-v2-alpha-tpuv5-lite}
 repository=${REPOSITORY:-$(git -C "$(dirname "${BASH_SOURCE[0]}")" remote get-url origin 2>/dev/null || true)}
 poll_seconds=${POLL_SECONDS:-60}
 
+gcloud() {
+  if [[ -n ${DRY_RUN:-} ]]; then
+    printf '%q ' gcloud "$@" && echo
+  else
+    command gcloud "$@"
+  fi
+}
+
 tpu() { gcloud compute tpus "$@" --project "$PROJECT" --zone "$ZONE"; }
 
 on_workers() { # which, command
@@ -27,6 +36,7 @@ on_workers() { # which, command
 }
 
 state() {
+  [[ -z ${DRY_RUN:-} ]] || { echo ACTIVE && return; }
   tpu queued-resources describe "$TPU" --format 'value(state.state)' 2>/dev/null || echo NONE
 }
 
@@ -105,7 +115,7 @@ case $command in
     "$command" "$@"
     ;;
   *)
-    sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 1
     ;;
 esac
