@@ -137,6 +137,8 @@ def main() -> None:
 
   recipe = load_recipe(args.config)
   config = cli.parse(TrainConfig, words[end + 1 : -1], "python -m scripts.aot ..", default=recipe)
+  import libtpu  # noqa: F401 (where it is missing, cli.run says how to get it)
+
   print(json.dumps(compile_program(args, config), indent=2))
 
 

@@ -26,7 +26,6 @@ DIVIDED = "--mesh.data 4 --mesh.fsdp 64"
 """256 divides none of SAM 2's widths, 64 divides most."""
 TENSOR = "--mesh.fsdp 64 --mesh.tensor 4"
 """The recipe's 64 samples on 256 chips: four chips share one."""
-TENSOR_8 = "--mesh.fsdp 2 --mesh.tensor 8"
 ROWS: dict[str, str] = {
   "v5e44_sft_1": f"{SFT} --topology v5e:4x4 --batch-per-chip 1",
   "v5e44_full_1": f"{SFT} --topology v5e:4x4 --batch-per-chip 1 -- {FULL}",
@@ -49,7 +48,6 @@ ROWS: dict[str, str] = {
   "v5p448_prefill": f"{PREFILL} --topology v5p:4x4x8",
   "v5e44_rollout": f"{GRPO} --topology v5e:4x4 --program rollout",
   "v5e44_grpo": f"{GRPO} --topology v5e:4x4 --program grpo",
-  "v5e44_rollout_t8": f"{GRPO} --topology v5e:4x4 --program rollout -- {TENSOR_8}",
   "v6e44_rollout": f"{GRPO} --topology v6e:4x4 --program rollout",
   "v6e44_grpo": f"{GRPO} --topology v6e:4x4 --program grpo",
   "v5p224_rollout": f"{GRPO} --topology v5p:2x2x4 --program rollout",

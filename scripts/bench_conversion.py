@@ -71,6 +71,7 @@ def write_checkpoint(folder: Path, tokenizer_dir: Path, layers: int) -> int:
   from vrt_jax.data.chat import ChatTokenizer
   from vrt_jax.sizes import sa2va_sizes
 
+  tokenizer = ChatTokenizer.from_dir(tokenizer_dir)
   config = sa2va_sizes("4B")
   text = replace(config.text, num_layers=layers, tie_embeddings=False)
   config = replace(config, text=text, compute_dtype="float32")
@@ -78,7 +79,6 @@ def write_checkpoint(folder: Path, tokenizer_dir: Path, layers: int) -> int:
   tensors = random_tensors(config, noise.astype("bfloat16"))
   folder.mkdir(parents=True)
   write_shards(folder, tensors, 5 * 10**9, Checksums())
-  tokenizer = ChatTokenizer.from_dir(tokenizer_dir)
   tokenizer.save(folder)
   content = hf_config(config, tokenizer, "bfloat16", {}) | sa2va_section({}, REMOTE_CODE)
   (folder / "config.json").write_text(json.dumps(content))

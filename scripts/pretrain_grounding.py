@@ -28,7 +28,7 @@ from scripts.pretraining import fit, stream
 from vrt_jax import cli, model_directory
 from vrt_jax.config import ImageConfig, MeshConfig
 from vrt_jax.data.chat import ChatTokenizer
-from vrt_jax.data.records import parse_train
+from vrt_jax.data.records import TFRecordSource, parse_train
 from vrt_jax.data.trace import IMAGE_PLACEHOLDER
 from vrt_jax.data.transforms import Prompt, make_prompt, object_mask, pad_inputs
 from vrt_jax.models.layers import Linear
@@ -138,6 +138,7 @@ def is_text(path: tuple, variable: nnx.Variable) -> bool:
 def train(args: Args) -> None:
   """Trains and writes the model directory."""
   use_cpu_cores(args.batch_size)
+  records = TFRecordSource(args.data)
   loaded = model_directory.load(str(args.base))
   model, side = loaded.model, int(loaded.model.config.vision.num_position_embeddings**0.5)
   qwen = nnx.clone(model.qwen)
@@ -163,7 +164,7 @@ def train(args: Args) -> None:
     Finder(qwen, nnx.Rngs(args.seed + 3)),
     loss_fn,
     stream(
-      args.data, ToPhrases(loaded.tokenizer, loaded.image), args.batch_size, args.seed, batch_fn
+      records, ToPhrases(loaded.tokenizer, loaded.image), args.batch_size, args.seed, batch_fn
     ),
     put,
     make_mesh(MeshConfig()),

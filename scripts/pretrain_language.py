@@ -35,7 +35,7 @@ from scripts.pretraining import fit, stream
 from vrt_jax import cli, model_directory
 from vrt_jax.config import DataConfig, ImageConfig, MeshConfig
 from vrt_jax.data.chat import ChatTokenizer
-from vrt_jax.data.records import parse_train
+from vrt_jax.data.records import TFRecordSource, parse_train
 from vrt_jax.data.trace import training_example
 from vrt_jax.data.transforms import Example, collate, make_example, object_mask
 from vrt_jax.losses.token import cross_entropy
@@ -132,6 +132,7 @@ def train(args: Args) -> None:
   """Trains and writes the model directory."""
   use_cpu_cores(args.batch_size)
   mesh = make_mesh(MeshConfig())
+  records = TFRecordSource(args.data)
   loaded = model_directory.load(str(args.base))
   model, config = loaded.model, loaded.model.config
   data = FRAMED if args.framed else PLAIN
@@ -168,7 +169,7 @@ def train(args: Args) -> None:
   trained = fit(
     Speaker(model, nnx.Rngs(args.seed + 2)),
     loss_fn,
-    stream(args.data, to_named, args.batch_size, args.seed, batch_fn),
+    stream(records, to_named, args.batch_size, args.seed, batch_fn),
     lambda b, mesh: (put_batch(b[0], mesh), *jax.device_put(b[1:], batch_sharding(mesh))),
     mesh,
     steps=args.steps,

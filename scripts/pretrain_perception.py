@@ -34,7 +34,7 @@ from vrt_jax import cli, model_directory
 from vrt_jax.config import ImageConfig, MeshConfig, NearestMode
 from vrt_jax.data.image import decode_image, grounding_image, mllm_patches
 from vrt_jax.data.positions import vision_layout
-from vrt_jax.data.records import parse_train
+from vrt_jax.data.records import TFRecordSource, parse_train
 from vrt_jax.data.transforms import object_mask
 from vrt_jax.losses.mask import point_bce, point_dice
 from vrt_jax.models.layers import Linear, stack
@@ -171,6 +171,7 @@ def reading_loss(eyes: Eyes, batch: dict) -> tuple[jax.Array, dict]:
 def train(args: Args) -> None:
   """Trains and writes the model directory, with the prompt network's weights beside it."""
   use_cpu_cores(args.batch_size)
+  records = TFRecordSource(args.data)
   config = dataclasses.replace(shapes_pretrain.get_config(), base="", seed=args.seed)
   loaded = base_model(config)
   model = loaded.model
@@ -187,7 +188,7 @@ def train(args: Args) -> None:
   trained = fit(
     Eyes(model, nnx.Rngs(args.seed + 1)),
     loss_fn,
-    stream(args.data, to_views, args.batch_size, args.seed),
+    stream(records, to_views, args.batch_size, args.seed),
     lambda batch, mesh: jax.device_put(batch, batch_sharding(mesh)),
     make_mesh(MeshConfig()),
     steps=args.steps,

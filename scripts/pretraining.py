@@ -17,7 +17,7 @@ LOG_EVERY = 20
 
 
 def stream(
-  data: str,
+  records: TFRecordSource,
   transform: grain.transforms.RandomMap,
   batch_size: int,
   seed: int,
@@ -25,7 +25,7 @@ def stream(
 ) -> Iterator:
   """Endless batches of transformed records, in an order that the seed decides."""
   return iter(
-    grain.MapDataset.source(TFRecordSource(data))
+    grain.MapDataset.source(records)
     .seed(seed)
     .shuffle()
     .repeat()

@@ -15,6 +15,9 @@ import vrt_jax
 
 T = TypeVar("T")
 
+EXTRAS = {"torch": "torch", "transformers": "test", "libtpu": "aot"}
+"""Modules that only some commands need -> the extra that installs them."""
+
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _FRAME = " │╭╮╰╯"
 _RULE = "─-"
@@ -69,6 +72,12 @@ def run(main: Callable[[], None]) -> None:
   except (ValueError, FloatingPointError, OSError) as error:
     message = " ".join(str(error).split())
     print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+  except ModuleNotFoundError as error:
+    if error.name not in EXTRAS:
+      raise
+    how = f"pip install -e '.[{EXTRAS[error.name]}]'"
+    print(f"error: {error.name} is not installed: {how} in the checkout", file=sys.stderr)
     sys.exit(1)
   except KeyboardInterrupt:
     print("interrupted; run the same command again to go on", file=sys.stderr)

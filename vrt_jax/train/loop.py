@@ -41,6 +41,8 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
   if config.algorithm == "grpo":
     checks.check_grpo(config)
   check_workdir(config, workdir)
+  if config.base:
+    model_directory.resolve(config.base)  # a wrong path is said before the data are made
   mesh = make_mesh(config.mesh)
   train_pattern, eval_pattern = data_patterns(config, workdir)
   records = held_out_records(config, eval_pattern)
