@@ -34,7 +34,7 @@ NUMBERS = {
   "log_every is 0": dataclasses.replace(CONFIG, log_every=0),
   "keep_checkpoints is 0": dataclasses.replace(CONFIG, keep_checkpoints=0),
   "eval.batch_size is 0": with_part("eval", batch_size=0),
-  "optim.max_skipped_steps is -1, it must not": with_part("optim", max_skipped_steps=-1),
+  "optim.max_skipped_steps is -1, it must be at least 0": with_part("optim", max_skipped_steps=-1),
   "model.lora.rank is -2": with_part("model", lora=LoraConfig(rank=-2)),
   "eval_every 75 is not a multiple of checkpoint_every 50": dataclasses.replace(
     CONFIG, eval_every=75
@@ -66,8 +66,8 @@ GRPO_MISTAKES = {
   "grpo.updates_per_rollout is 0, ": grpo(updates_per_rollout=0),
   "grpo.max_refills is -1, ": grpo(max_refills=-1),
   "grpo.kl_weight is -0.1, ": grpo(kl_weight=-0.1),
-  "grpo.temperature 0.0 must be above 0": grpo(temperature=0.0),
-  "grpo.temperature 1.2 must be above 0 and grpo.top_p 1.5 in (0, 1]": grpo(top_p=1.5),
+  "grpo.temperature is 0.0, it must be": grpo(temperature=0.0),
+  "grpo.top_p is 1.5, it must be from 1e-06 to 1": grpo(top_p=1.5),
   "grpo.epsilon is 0.0, ": grpo(epsilon=0.0),
   "all weights of rewards are 0": grpo(
     format_weight=0, answer_weight=0, extra_rewards=((f"{USER}:brevity", 0.0),)
@@ -94,6 +94,7 @@ GRPO_MISTAKES = {
 @pytest.mark.parametrize("message", GRPO_MISTAKES)
 def test_reinforcement_learning(message: str):
   with pytest.raises(ValueError) as error:
+    checks.check_numbers(GRPO_MISTAKES[message])
     checks.check_grpo(GRPO_MISTAKES[message])
   assert str(error.value).startswith(message)
   assert "\n" not in str(error.value)

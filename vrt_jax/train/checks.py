@@ -1,5 +1,8 @@
 """Refuses, before the first step, set-ups that would fail later or train nothing."""
 
+import functools
+import math
+
 import jax
 
 from vrt_jax.config import ImageConfig, TrainConfig
@@ -12,6 +15,66 @@ from vrt_jax.train.state import Frozen, TrainState, parameter_counts
 MIN_TEXT_TOKENS = 32
 """What a bucket needs beside the visual tokens of its patches."""
 
+MOST = 1e9
+"""Of a weight or rate; neither infinite nor NaN is below it."""
+
+
+RANGES: dict[str, tuple[float, float]] = {
+  "seed": (0, 2**31 - 1),
+  "log_every": (1, math.inf),
+  "checkpoint_every": (1, math.inf),
+  "keep_checkpoints": (1, math.inf),
+  "eval_every": (0, math.inf),
+  "early_stop": (0, math.inf),
+  "profile_step": (0, math.inf),
+  "model.lora.rank": (0, math.inf),
+  "model.lora.alpha": (0, MOST),
+  "model.lora.dropout": (0, 0.99),
+  "data.shapes_train_samples": (1, math.inf),
+  "data.shapes_eval_samples": (0, math.inf),
+  "data.shapes_seed": (0, 2**31 - 1),
+  "data.num_objects": (1, math.inf),
+  "data.max_bad_share": (0, 1),
+  "data.read_threads": (1, math.inf),
+  "data.num_workers": (0, math.inf),
+  "optim.learning_rate": (0, MOST),
+  "optim.betas": (0, 0.999999),
+  "optim.weight_decay": (0, MOST),
+  "optim.clip_norm": (1e-12, MOST),
+  "optim.warmup_share": (0, 1),
+  "optim.warmup_start_factor": (0, 1),
+  "optim.batch_size": (1, math.inf),
+  "optim.accumulation_steps": (1, math.inf),
+  "optim.steps": (1, math.inf),
+  "optim.max_skipped_steps": (0, math.inf),
+  "sft.text_weight": (0, MOST),
+  "sft.bce_weight": (0, MOST),
+  "sft.dice_weight": (0, MOST),
+  "sft.num_points": (1, math.inf),
+  "sft.oversample_ratio": (1, MOST),
+  "sft.importance_share": (0, 1),
+  "grpo.group_size": (2, math.inf),
+  "grpo.temperature": (1e-6, MOST),
+  "grpo.top_p": (1e-6, 1),
+  "grpo.max_new_tokens": (2, math.inf),
+  "grpo.max_masks": (1, math.inf),
+  "grpo.format_weight": (-MOST, MOST),
+  "grpo.answer_weight": (-MOST, MOST),
+  "grpo.trace_weight": (-MOST, MOST),
+  "grpo.mention_weight": (-MOST, MOST),
+  "grpo.epsilon": (1e-6, 0.999999),
+  "grpo.updates_per_rollout": (1, math.inf),
+  "grpo.kl_weight": (0, MOST),
+  "grpo.max_refills": (0, math.inf),
+  "grpo.html_every": (0, math.inf),
+  "eval.batch_size": (1, math.inf),
+  "eval.max_new_tokens": (1, math.inf),
+  "eval.max_masks": (1, math.inf),
+  "eval.num_samples": (0, math.inf),
+  "eval.num_pictures": (0, math.inf),
+}
+"""Field -> its smallest and largest value; both of a pair are held to it."""
+
 
 def check_numbers(config: TrainConfig) -> None:
   """Settings that fit no run, whatever the model and the devices.
@@ -19,26 +82,11 @@ def check_numbers(config: TrainConfig) -> None:
   Raises:
     ValueError: one line that names the field.
   """
-  positive = {
-    "optim.steps": config.optim.steps,
-    "optim.batch_size": config.optim.batch_size,
-    "optim.accumulation_steps": config.optim.accumulation_steps,
-    "log_every": config.log_every,
-    "checkpoint_every": config.checkpoint_every,
-    "keep_checkpoints": config.keep_checkpoints,
-    "eval.batch_size": config.eval.batch_size,
-  }
-  for name, value in positive.items():
-    if value < 1:
-      raise ValueError(f"{name} is {value}, it must be at least 1")
-  for name, value in {
-    "optim.max_skipped_steps": config.optim.max_skipped_steps,
-    "eval_every": config.eval_every,
-    "early_stop": config.early_stop,
-    "model.lora.rank": config.model.lora.rank,
-  }.items():
-    if value < 0:
-      raise ValueError(f"{name} is {value}, it must not be negative")
+  for name, (low, high) in RANGES.items():
+    value = functools.reduce(getattr, name.split("."), config)
+    if not all(low <= x <= high for x in (value if isinstance(value, tuple) else (value,))):
+      bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+      raise ValueError(f"{name} is {value}, it must be {bounds}")
   if config.eval_every % config.checkpoint_every:
     raise ValueError(
       f"eval_every {config.eval_every} is not a multiple of checkpoint_every "
@@ -57,22 +105,10 @@ def check_grpo(config: TrainConfig) -> None:
     ValueError: one line that names the field.
   """
   grpo, optim = config.grpo, config.optim
-  least = {"group_size": 2, "max_new_tokens": 2, "max_masks": 1, "updates_per_rollout": 1}
-  for name, smallest in {**least, "max_refills": 0, "html_every": 0, "kl_weight": 0}.items():
-    value = vars(grpo)[name]
-    if value < smallest:
-      raise ValueError(f"grpo.{name} is {value}, it must be at least {smallest}")
-  if grpo.temperature <= 0 or not 0 < grpo.top_p <= 1:
-    raise ValueError(
-      f"grpo.temperature {grpo.temperature} must be above 0 and grpo.top_p {grpo.top_p} in (0, 1]: "
-      "the samples of a group must differ"
-    )
-  if not 0 < grpo.epsilon < 1:
-    raise ValueError(f"grpo.epsilon is {grpo.epsilon}, it must be between 0 and 1")
   own = (grpo.format_weight, grpo.answer_weight, grpo.trace_weight)
   if not any((*own, *(weight for _, weight in grpo.extra_rewards))):
     raise ValueError("all weights of rewards are 0: see grpo.format_weight, answer_weight, ..")
-  if grpo.reward_clip is not None and grpo.reward_clip[0] >= grpo.reward_clip[1]:
+  if grpo.reward_clip is not None and not grpo.reward_clip[0] < grpo.reward_clip[1]:
     raise ValueError(f"grpo.reward_clip {grpo.reward_clip} must be (low, high)")
   if not config.data.thinking:
     raise ValueError("algorithm grpo rewards reasoning traces: data.thinking must be on")
@@ -121,7 +157,11 @@ def check_buckets_hold(config: TrainConfig, image: ImageConfig) -> None:
   if config.algorithm == "grpo":
     trained = "grpo.prompt_buckets", config.grpo.prompt_buckets
   for name, buckets in (trained, ("eval.prompt_buckets", config.eval.prompt_buckets)):
+    if not buckets:
+      raise ValueError(f"{name} is empty")
     for tokens, patches in buckets:
+      if patches < 1:
+        raise ValueError(f"{name}: ({tokens}, {patches}) has no patches")
       visual = patches // image.merge_size**2
       if tokens < visual + MIN_TEXT_TOKENS:
         raise ValueError(
