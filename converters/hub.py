@@ -29,12 +29,15 @@ def local_path(src: str, revision: str) -> Path:
 
 def _download(repo: str, revision: str, patterns: list[str]) -> Path:
   import huggingface_hub
-  from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+  from huggingface_hub.errors import HTTPError  # of the HTTP client that it uses
 
   try:
     return Path(
       huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=patterns)
     )
-  except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+  except (HTTPError, OSError) as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise ValueError(f"{repo} does not exist here and cannot be downloaded: {reason}") from error
+    raise ValueError(
+      f"{repo} does not exist here and cannot be downloaded: {reason} (what has arrived is kept: "
+      "run the same command again)"
+    ) from error

@@ -1,5 +1,6 @@
 """The commands: help with examples, versions, errors and shell completion."""
 
+import os
 import re
 import runpy
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vrt_jax import __version__
+from vrt_jax import __version__, cli
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -73,3 +74,34 @@ def test_bash_completes_the_options_of_a_command(command, tmp_path, monkeypatch,
   assert done.returncode == 0, done.stderr
   assert done.stdout.strip().endswith(command)
   assert "--help" in script.read_text()
+
+
+def test_ctrl_c_is_one_line_and_a_status_of_its_own(capsys):
+  def interrupted() -> None:
+    raise KeyboardInterrupt
+
+  with pytest.raises(SystemExit) as stop:
+    cli.run(interrupted)
+  assert stop.value.code == 130
+  assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_platform_that_is_not_there_is_one_line(tmp_path):
+  done = subprocess.run(
+    [sys.executable, "-m", "vrt_jax.train", "--workdir", str(tmp_path / "run")],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "rocm"},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 1
+  assert done.stderr.splitlines()[-1].startswith('error: no device for JAX_PLATFORMS="rocm"')
+  assert "Traceback" not in done.stderr
+
+
+def test_other_failures_keep_their_traceback():
+  def failed() -> None:
+    raise RuntimeError("a mistake of ours")
+
+  with pytest.raises(RuntimeError, match="a mistake of ours"):
+    cli.run(failed)

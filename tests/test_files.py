@@ -1,8 +1,11 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and a folder has one writer."""
+
+import subprocess
+import sys
 
 import pytest
 
-from vrt_jax.files import write_whole
+from vrt_jax.files import sole_writer, write_whole
 
 
 def test_written_as_utf8_and_replaced(tmp_path):
@@ -20,3 +23,36 @@ def test_an_error_leaves_the_old_file(tmp_path):
     write_whole(path, "new \ud800")
   assert path.read_text() == "old"
   assert list(tmp_path.iterdir()) == [path]
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from vrt_jax.files import sole_writer
+with sole_writer(Path(sys.argv[1])):
+  print("in", flush=True)
+  time.sleep(600)
+"""
+
+
+def test_a_folder_has_one_writer_and_is_free_when_that_one_is_killed(tmp_path):
+  folder = tmp_path / "run"
+  other = subprocess.Popen(
+    [sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True
+  )
+  assert other.stdout.readline() == "in\n"
+  with pytest.raises(ValueError, match=f"another process writes to {folder}"), sole_writer(folder):
+    pass
+  other.kill()
+  other.wait()
+  with sole_writer(folder):
+    pass
+
+
+def test_file_systems_without_locks_let_everybody_in(tmp_path, monkeypatch):
+  def no_locks(*_):
+    raise OSError("not supported")
+
+  monkeypatch.setattr("fcntl.flock", no_locks)
+  with sole_writer(tmp_path), sole_writer(tmp_path):
+    pass

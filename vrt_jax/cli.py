@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -79,6 +80,20 @@ def run(main: Callable[[], None]) -> None:
     how = f"pip install -e '.[{EXTRAS[error.name]}]'"
     print(f"error: {error.name} is not installed: {how} in the checkout", file=sys.stderr)
     sys.exit(1)
+  except (RuntimeError, AssertionError) as error:
+    if not _raised_in(error, "xla_bridge.py"):
+      raise
+    reason = (str(error).splitlines() or ["no such device"])[0]
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    print(f'error: no device for JAX_PLATFORMS="{wanted}": {reason}', file=sys.stderr)
+    sys.exit(1)
   except KeyboardInterrupt:
     print("interrupted; run the same command again to go on", file=sys.stderr)
     sys.exit(130)
+
+
+def _raised_in(error: BaseException, file_name: str) -> bool:
+  frame = error.__traceback__
+  while frame and frame.tb_next:
+    frame = frame.tb_next
+  return frame is not None and Path(frame.tb_frame.f_code.co_filename).name == file_name

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vrt_jax.files import lock
 from vrt_jax.runtime import barrier, is_leader
 
 
@@ -15,7 +16,8 @@ class Partial:
   """
 
   def __init__(self, path: Path, settings: Any):
-    """`settings` (JSON) decide the results. ValueError where the file belongs to other ones."""
+    """`settings` (JSON) decide the results. ValueError where the file belongs to other ones,
+    or another process writes it."""
     self._path = path
     self.entries: list[Any] = []
     """JSON values, one a batch, in their order."""
@@ -28,10 +30,14 @@ class Partial:
     barrier("partial results are read")
     if is_leader():
       path.parent.mkdir(parents=True, exist_ok=True)
+      if path.is_file():
+        with path.open() as file:
+          lock(file, path)
       temporary = path.with_suffix(".tmp")
       temporary.write_bytes(b"".join(whole) or head.encode())
       os.replace(temporary, path)
       self._file = path.open("a")
+      lock(self._file, path)
 
   def add(self, entry: Any) -> None:
     """Keeps the result of the next batch; it is on the disk when this returns."""

@@ -323,6 +323,22 @@ def test_a_hub_id_is_downloaded(monkeypatch, good, tmp_path):
   assert (tmp_path / "m" / "config.json").is_file()
 
 
+def test_an_interrupted_download_says_how_to_go_on(monkeypatch, tmp_path):
+  import huggingface_hub
+  from huggingface_hub.errors import HTTPError
+
+  def cut_off(*_, **__):
+    raise HTTPError("peer closed connection without sending complete message body")
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", cut_off)
+  args = from_hf.Args(src="someone/model", dst=tmp_path / "m")
+  with pytest.raises(
+    ValueError, match=r"someone/model .* peer closed .* run the same command again"
+  ):
+    from_hf.convert(args)
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_tokenizer_larger_than_the_embedding(tmp_path):
   config = layouts.replace(tiny.MODEL, text=layouts.replace(tiny.MODEL.text, vocab_size=300))
   write_config(tmp_path / "src", config)

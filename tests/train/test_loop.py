@@ -11,6 +11,7 @@ import pytest
 from tests import tiny
 from vrt_jax import model_directory
 from vrt_jax.config import TrainConfig
+from vrt_jax.files import sole_writer
 from vrt_jax.data.records import TFRecordWriter, serialize_eval
 from vrt_jax.runtime import make_mesh
 from vrt_jax.train import loop
@@ -39,6 +40,12 @@ def logged(workdir: Path) -> list[dict]:
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   timings = {"step_seconds", "tokens_per_second", "compiles"}
   return [{k: v for k, v in line.items() if k not in timings} for line in lines]
+
+
+def test_a_workdir_has_one_run_at_a_time(config: TrainConfig, tmp_path: Path):
+  with sole_writer(tmp_path / "run"), pytest.raises(ValueError, match="another process writes to"):
+    loop.train(config, tmp_path / "run")
+  assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_a_killed_run_goes_on_bit_for_bit(

@@ -1,14 +1,16 @@
 """The training loop, from records to a trained and evaluated model directory."""
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 from vrt_jax import model_directory
 from vrt_jax.config import TrainConfig
 from vrt_jax.data.pipeline import SFT, BatchIterator
 from vrt_jax.data.prompts import PROMPTS
+from vrt_jax.files import sole_writer
 from vrt_jax.model_directory import Loaded
-from vrt_jax.runtime import data_share, make_mesh, say
+from vrt_jax.runtime import data_share, is_leader, make_mesh, say
 from vrt_jax.train import checks
 from vrt_jax.train.checkpoint import Checkpoints
 from vrt_jax.train.evaluation import HeldOut, held_out_records
@@ -43,6 +45,11 @@ def train(config: TrainConfig, workdir: Path) -> dict | None:
   check_workdir(config, workdir)
   if config.base:
     model_directory.resolve(config.base)  # a wrong path is said before the data are made
+  with sole_writer(workdir) if is_leader() else nullcontext():
+    return _train(config, workdir)
+
+
+def _train(config: TrainConfig, workdir: Path) -> dict | None:
   mesh = make_mesh(config.mesh)
   train_pattern, eval_pattern = data_patterns(config, workdir)
   records = held_out_records(config, eval_pattern)
