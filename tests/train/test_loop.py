@@ -11,8 +11,8 @@ import pytest
 from tests import tiny
 from vrt_jax import model_directory
 from vrt_jax.config import TrainConfig
-from vrt_jax.files import sole_writer
 from vrt_jax.data.records import TFRecordWriter, serialize_eval
+from vrt_jax.files import sole_writer
 from vrt_jax.runtime import make_mesh
 from vrt_jax.train import loop
 from vrt_jax.train.step_clock import CompiledOnce
