@@ -13,11 +13,14 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
   PROGRAMS = tempfile.mkdtemp(prefix="vrt-jax-tests-")
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", PROGRAMS)
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+  # programs run a few times: compiling them quickly counts more
   os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
   atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
 
 import pytest
 
+LONG = ("train", "rl", "parity", "generate")
+"""Folders whose files take minutes."""
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -36,3 +39,9 @@ def photos(shared_data) -> Path:
   if not folder.is_dir():
     pytest.skip(f"no photographs at {folder}")
   return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Long files first, so that no worker is left with one of them at the end."""
+  places = {name: place for place, name in enumerate(LONG)}
+  items.sort(key=lambda item: places.get(item.path.parent.name, len(LONG)))
