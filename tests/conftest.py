@@ -6,15 +6,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
-if os.environ.setdefault("JAX_PLATFORMS", "cpu") != "cpu":
+if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
+  # programs run a few times: compiling them quickly counts more
+  os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+else:
   os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")  # GPUs would round to 10 bits
 if "PYTEST_XDIST_WORKER" not in os.environ:
   # compiled programs are shared by the workers and the commands that tests start
   PROGRAMS = tempfile.mkdtemp(prefix="vrt-jax-tests-")
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", PROGRAMS)
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-  # programs run a few times: compiling them quickly counts more
-  os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
   atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
 
 import pytest
