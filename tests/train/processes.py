@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {f"{part}_seconds" for part in ("rollout", "reward", "update")}
@@ -21,6 +22,11 @@ ENVIRONMENT = {
   "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 }
 """Programs run a few steps only: compiling them quickly counts more."""
+
+
+def slow(*values: object) -> list:
+  """Values of a parameter that only `-m slow` tries."""
+  return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def start(

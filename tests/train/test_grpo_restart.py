@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.train import processes, run_tiny
+from tests.train.processes import slow
 from vrt_jax.train.preemption import EXIT_STATUS
 
 STEPS = 6
@@ -56,7 +57,7 @@ def test_the_run_learns_and_refills(straight: Path):
   assert any((before[name] != after[name]).any() for name in before if "lora_b" in name)
 
 
-@pytest.mark.parametrize("batch", [1, 6, 9])
+@pytest.mark.parametrize("batch", [6, *slow(1, 9)])
 def test_kill_and_restart(batch: int, records: Path, straight: Path, tmp_path: Path):
   status, _, err = processes.run(records, tmp_path / "run", kill_at=batch, **OPTIONS)
   assert status == -9, err
@@ -65,7 +66,7 @@ def test_kill_and_restart(batch: int, records: Path, straight: Path, tmp_path: P
   assert_same_run(tmp_path / "run", straight)
 
 
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("batch", [5, *slow(1)])
 def test_sigterm_saves_the_step_that_runs(
   batch: int, records: Path, straight: Path, tmp_path: Path
 ):
@@ -79,6 +80,7 @@ def test_sigterm_saves_the_step_that_runs(
   assert_same_run(tmp_path / "run", straight)
 
 
+@pytest.mark.slow
 def test_several_updates_of_a_rollout_go_on_too(records: Path, tmp_path: Path):
   """A step is an update: rollouts are saved and logged whole."""
   options = OPTIONS | {"grpo": OPTIONS["grpo"] | {"updates_per_rollout": 2}}

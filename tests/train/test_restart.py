@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.train import processes, run_tiny
+from tests.train.processes import slow
 from vrt_jax.train.preemption import EXIT_STATUS
 
 STEPS = 6
@@ -38,7 +39,7 @@ def assert_same_run(workdir: Path, straight: Path) -> None:
     np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-@pytest.mark.parametrize("step", [1, 4, 6])
+@pytest.mark.parametrize("step", [4, *slow(1, 6)])
 def test_kill_and_restart(step: int, records: Path, straight: Path, tmp_path: Path):
   status, _, err = processes.run(records, tmp_path / "run", steps=STEPS, kill_at=step)
   assert status == -9, err
@@ -48,6 +49,7 @@ def test_kill_and_restart(step: int, records: Path, straight: Path, tmp_path: Pa
   assert_same_run(tmp_path / "run", straight)
 
 
+@pytest.mark.slow
 def test_two_kills_and_a_restart(records: Path, straight: Path, tmp_path: Path):
   for step in (3, 5):
     status, _, err = processes.run(records, tmp_path / "run", steps=STEPS, kill_at=step)
@@ -57,7 +59,7 @@ def test_two_kills_and_a_restart(records: Path, straight: Path, tmp_path: Path):
   assert_same_run(tmp_path / "run", straight)
 
 
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("step", [1, *slow(3)])
 def test_sigterm_saves_the_step_that_runs(step: int, records: Path, straight: Path, tmp_path: Path):
   status, out, _ = processes.run(records, tmp_path / "run", steps=STEPS, term_at=step)
   assert status == EXIT_STATUS
@@ -85,6 +87,7 @@ def test_bad_batches_are_skipped_across_a_restart_and_end_a_run(records: Path, t
   assert [line["loss"] is None for line in lines] == [False, True, False, True, True]
 
 
+@pytest.mark.slow
 def test_processes_that_were_joined_stop_after_the_same_step(records: Path, tmp_path: Path):
   done = processes.run_together(
     2, records, tmp_path / "run", last={"term_at": 4}, steps=300, log_every=50
