@@ -56,9 +56,9 @@ def test_one_program_a_size_of_prompt(reasoner, monkeypatch):
 
 
 class _Nothing:
-  def predict(self, requests):
+  def answer(self, batch):
     masks = np.zeros((0, 64, 96), bool)
-    return [reasoners.Prediction("", [], masks, [], truncated=False) for _ in requests]
+    return [reasoners.Prediction("", [], masks, [], truncated=False) for _ in batch]
 
 
 @pytest.mark.parametrize(

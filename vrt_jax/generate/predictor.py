@@ -31,6 +31,15 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Prepared:
+  """A request as the model takes it."""
+
+  prompt: Prompt
+  image_size: tuple[int, int]
+  """(height, width) of the picture in pixels."""
+
+
+@dataclass(frozen=True)
 class Prediction:
   """A text, and for each [SEG] with a hidden state its mask."""
 
@@ -113,22 +122,18 @@ class Predictor:
     """
     size = self._config.batch_size
     for start in range(0, len(requests), size):
-      yield from self._predict_batch(requests[start : start + size])
-
-  def _predict_batch(self, requests: Sequence[Request]) -> Iterator[Prediction]:
-    prompts, image_sizes = [], []
-    for request in requests:
-      user_text = evaluation_user_text(request.question, self._thinking)
-      prompt, image_size = make_prompt(
-        request.image,
-        user_text,
-        self._loaded.tokenizer,
-        self._loaded.image,
-        inference=True,
-        blind=self._blind,
+      batch = requests[start : start + size]
+      yield from self.answer(
+        [prepare(self._loaded, r, self._thinking, blind=self._blind) for r in batch]
       )
-      prompts.append(prompt)
-      image_sizes.append(image_size)
+
+  def answer(self, batch: Sequence[Prepared]) -> Iterator[Prediction]:
+    """Predictions for at most config.batch_size requests, prepared as this predictor would.
+
+    Raises:
+      ValueError: a prompt fits no bucket.
+    """
+    prompts = [prepared.prompt for prepared in batch]
     self._key, key = jax.random.split(self._key)
     out = generate(
       self._graphdef,
@@ -142,11 +147,13 @@ class Predictor:
       mesh=self._mesh.abstract_mesh if self._mesh else None,
     )
     out = fetch(out)
-    for i, image_size in enumerate(image_sizes):
+    for i, prepared in enumerate(batch):
       ids = out.tokens[i, : out.lengths[i]].tolist()
       asked = int(np.sum(prompts[i].input_ids == self._ids.seg))  # [SEG] of the question itself
       rows = slice(asked, int(out.num_segs[i]))
-      yield self._prediction(ids, out.low_res_masks[i, rows], out.iou_pred[i, rows], image_size)
+      yield self._prediction(
+        ids, out.low_res_masks[i, rows], out.iou_pred[i, rows], prepared.image_size
+      )
 
   def _inputs(self, prompts: list[Prompt]) -> GenerationInputs:
     """Padded inputs; a short last batch is filled with copies of its first prompt."""
@@ -183,11 +190,23 @@ BUCKET_STEP = 64
 """Prompt buckets for single questions are multiples of this many tokens and patches."""
 
 
+def prepare(loaded: Loaded, request: Request, thinking: bool, *, blind: bool = False) -> Prepared:
+  """The prompt of a request, its picture decoded and cut into patches.
+
+  Raises:
+    ValueError: the picture is corrupt or of an unusable shape, or the question holds a control
+      token.
+  """
+  user_text = evaluation_user_text(request.question, thinking)
+  prompt, image_size = make_prompt(
+    request.image, user_text, loaded.tokenizer, loaded.image, inference=True, blind=blind
+  )
+  return Prepared(prompt, image_size)
+
+
 def prompt_bucket(loaded: Loaded, request: Request, thinking: bool) -> tuple[int, int]:
   """The (tokens, patches) that hold one request, rounded up so that few programs are compiled."""
-  user_text = evaluation_user_text(request.question, thinking)
-  prompt, _ = make_prompt(request.image, user_text, loaded.tokenizer, loaded.image, inference=True)
-  return rounded_bucket(prompt)
+  return rounded_bucket(prepare(loaded, request, thinking).prompt)
 
 
 def rounded_bucket(prompt: Prompt) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from vrt_jax import model_directory
 from vrt_jax.config import EvalConfig
 from vrt_jax.data.image import decode_image
 from vrt_jax.draw import draw_overlay
-from vrt_jax.generate.predictor import Prediction, Predictor, Request, prompt_bucket
+from vrt_jax.generate.predictor import Prediction, Predictor, Request, prepare, rounded_bucket
 from vrt_jax.model_directory import Loaded
 
 Picture = str | Path | bytes | Image.Image | UInt8[np.ndarray, "Y X 3"]
@@ -50,7 +50,8 @@ class Reasoner:
       OSError: the file cannot be read.
     """
     request = Request(encoded(image), question)
-    key = prompt_bucket(self._loaded, request, thinking), thinking
+    prepared = prepare(self._loaded, request, thinking)
+    key = rounded_bucket(prepared.prompt), thinking
     if key not in self._predictors:
       config = EvalConfig(
         batch_size=1,
@@ -59,7 +60,7 @@ class Reasoner:
         prompt_buckets=key[:1],
       )
       self._predictors[key] = Predictor(self._loaded, config, thinking=thinking)
-    (found,) = self._predictors[key].predict([request])
+    (found,) = self._predictors[key].answer([prepared])
     return Answer(**vars(found), image=decode_image(request.image), question=question)
 
 
