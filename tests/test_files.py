@@ -43,10 +43,18 @@ def test_a_folder_has_one_writer_and_is_free_when_that_one_is_killed(tmp_path):
   assert other.stdout.readline() == "in\n"
   with pytest.raises(ValueError, match=f"another process writes to {folder}"), sole_writer(folder):
     pass
+  assert folder.is_dir()
   other.kill()
   other.wait()
   with sole_writer(folder):
-    pass
+    (folder / "result").touch()
+  assert sorted(path.name for path in folder.iterdir()) == [".lock", "result"]
+
+
+def test_a_folder_without_a_result_is_deleted(tmp_path):
+  with pytest.raises(KeyError), sole_writer(tmp_path / "run"):
+    raise KeyError
+  assert not list(tmp_path.iterdir())
 
 
 def test_file_systems_without_locks_let_everybody_in(tmp_path, monkeypatch):

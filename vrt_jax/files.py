@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -44,8 +45,15 @@ def lock(file: IO, path: Path) -> None:
 
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-  """Makes a folder and locks it as `lock` does, by a file `.lock`, which stays."""
+  """Makes a folder and locks it as `lock` does, by a file `.lock` in it.
+
+  A folder into which nothing was written is deleted at the end.
+  """
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / ".lock").open("w") as file:
     lock(file, folder)
-    yield
+    try:
+      yield
+    finally:
+      if folder.is_dir() and [path.name for path in folder.iterdir()] == [".lock"]:
+        shutil.rmtree(folder)

@@ -43,9 +43,10 @@ def logged(workdir: Path) -> list[dict]:
 
 
 def test_a_workdir_has_one_run_at_a_time(config: TrainConfig, tmp_path: Path):
-  with sole_writer(tmp_path / "run"), pytest.raises(ValueError, match="another process writes to"):
-    loop.train(config, tmp_path / "run")
-  assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
+  with sole_writer(tmp_path / "run"):
+    with pytest.raises(ValueError, match="another process writes to"):
+      loop.train(config, tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_a_killed_run_goes_on_bit_for_bit(
