@@ -36,6 +36,7 @@ ROWS: dict[str, str] = {
   "v5e1616_sft_t4": f"{SFT} --topology v5e:16x16 -- {TENSOR}",
   "v6e24_sft": f"{SFT} --topology v6e:2x4",
   "v6e24_sft_1": f"{SFT} --topology v6e:2x4 --batch-per-chip 1",
+  "v6e24_sft_2": f"{SFT} --topology v6e:2x4 --batch-per-chip 2",
   "v6e24_sft_b2": f"{SFT} --topology v6e:2x4 --batch-per-chip 2 -- --optim.remat linears",
   "v6e44_sft_1": f"{SFT} --topology v6e:4x4 --batch-per-chip 1",
   "v5p448_sft_b4": f"{SFT} --topology v5p:4x4x8 --batch-per-chip 4 -- --optim.remat linears",
