@@ -17,6 +17,7 @@ def test_exponents_are_those_of_powers():
   assert exponent(points, "mib") == 2.0
 
 
+@pytest.mark.slow
 def test_more_of_a_picture_takes_more_memory(monkeypatch: pytest.MonkeyPatch):
   monkeypatch.setattr(growth, "PICTURE", SMALL.picture_size)
   config = with_lora(SMALL.config, 4)
