@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import tyro
 
@@ -71,25 +71,26 @@ def run(main: Callable[[], None]) -> None:
   try:
     main()
   except (ValueError, FloatingPointError, OSError) as error:
-    message = " ".join(str(error).split())
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(1)
+    _fail(" ".join(str(error).split()))
   except ModuleNotFoundError as error:
     if error.name not in EXTRAS:
       raise
     how = f"pip install -e '.[{EXTRAS[error.name]}]'"
-    print(f"error: {error.name} is not installed: {how} in the checkout", file=sys.stderr)
-    sys.exit(1)
+    _fail(f"{error.name} is not installed: {how} in the checkout")
   except (RuntimeError, AssertionError) as error:
     if not _raised_in(error, "xla_bridge.py"):
       raise
     reason = (str(error).splitlines() or ["no such device"])[0]
     wanted = os.environ.get("JAX_PLATFORMS", "")
-    print(f'error: no device for JAX_PLATFORMS="{wanted}": {reason}', file=sys.stderr)
-    sys.exit(1)
+    _fail(f'no device for JAX_PLATFORMS="{wanted}": {reason}')
   except KeyboardInterrupt:
     print("interrupted; run the same command again to go on", file=sys.stderr)
     sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+  print(f"error: {message}", file=sys.stderr)
+  sys.exit(1)
 
 
 def _raised_in(error: BaseException, file_name: str) -> bool:

@@ -30,14 +30,12 @@ class Partial:
     barrier("partial results are read")
     if is_leader():
       path.parent.mkdir(parents=True, exist_ok=True)
-      if path.is_file():
-        with path.open() as file:
-          lock(file, path)
-      temporary = path.with_suffix(".tmp")
-      temporary.write_bytes(b"".join(whole) or head.encode())
-      os.replace(temporary, path)
       self._file = path.open("a")
       lock(self._file, path)
+      self._file.truncate(sum(map(len, whole)))
+      if not whole:
+        self._file.write(head)
+        self._file.flush()
 
   def add(self, entry: Any) -> None:
     """Keeps the result of the next batch; it is on the disk when this returns."""
