@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int32, Key
 
 from vrt_jax.config import LoraConfig
-from vrt_jax.ops.linear import linear
+from vrt_jax.ops.linear import linear, low_rank_up
 from vrt_jax.ops.sharding import (
   FSDP_AXIS,
   ambient_mesh,
@@ -222,7 +222,7 @@ class LoraLinear(Linear):
     if dropout is not None:
       x = dropout(x)
     down = jnp.einsum("...i,ri->...r", x, self.lora_a[...].astype(x.dtype))
-    up = jnp.einsum("...r,or->...o", down, self.lora_b[...].astype(x.dtype))
+    up = low_rank_up(down, self.lora_b[...].astype(x.dtype))
     return y + up * (self.lora.alpha / self.lora.rank)
 
 

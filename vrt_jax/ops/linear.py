@@ -8,7 +8,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from vrt_jax.ops.sharding import on_one_cpu
+from vrt_jax.ops.sharding import on_one_cpu, platform
 
 FEW_ROWS = 12
 
@@ -40,3 +40,28 @@ def _few_rows(x: Float[Array, "R in"], weight: Float[Array, "out in"]) -> Float[
     return jnp.einsum("ri,oi->ro", x, weight)
   columns = jax.lax.optimization_barrier(x.T)  # else the transpose is undone and weights move
   return jax.lax.optimization_barrier(weight @ columns).T
+
+
+def low_rank_up(x: Float[Array, "*B r"], weight: Float[Array, "out r"]) -> Float[Array, "*B out"]:
+  """x W^T for a narrow x, the second product of an adapter.
+
+  On CPUs the gradient by W is taken as (x^T g)^T: as g^T x, which is what differentiation gives,
+  XLA transposes the wide g, and computes again column by column what g is made of.
+  """
+  product = _low_rank_up if platform() == "cpu" else _widened
+  return product(x, weight)
+
+
+def _widened(x: Array, weight: Array) -> Array:
+  return jnp.einsum("...r,or->...o", x, weight)
+
+
+def _low_rank_up_backward(kept: tuple[Array, Array], by_out: Array) -> tuple[Array, Array]:
+  x, weight = kept
+  rows, by_rows = (y.reshape(-1, y.shape[-1]) for y in (x, by_out))
+  by_weight = jax.lax.optimization_barrier(jnp.einsum("nr,no->ro", rows, by_rows))
+  return jnp.einsum("...o,or->...r", by_out, weight), by_weight.T
+
+
+_low_rank_up = jax.custom_vjp(_widened)
+_low_rank_up.defvjp(lambda x, weight: (_widened(x, weight), (x, weight)), _low_rank_up_backward)
