@@ -323,14 +323,17 @@ def gather_rows(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
 def use_cpu_cores(batch_size: int) -> None:
   """Makes several CPU devices, so that a mesh divides a batch over the cores.
 
-  XLA runs much of a program on one core a device. The number is the largest power of two up to the
-  number of cores that divides `batch_size`. Accelerators are not touched. Where devices are in use
-  already they stay as they are, and each of several processes keeps one device.
+  XLA runs much of a program on one core a device. The number is the largest power of two that
+  divides `batch_size` and is no more than the cores this process may use. Accelerators are not
+  touched. Where devices are in use already they stay as they are, and each of several processes
+  keeps one device.
   """
   if jax.distributed.is_initialized():
     return
+  allowed = getattr(os, "sched_getaffinity", None)  # on Linux; taskset and Slurm give some cores
+  cores = len(allowed(0)) if allowed else os.cpu_count() or 1
   devices = 1
-  while 2 * devices <= (os.cpu_count() or 1) and batch_size % (2 * devices) == 0:
+  while 2 * devices <= cores and batch_size % (2 * devices) == 0:
     devices *= 2
   try:
     jax.config.update("jax_num_cpu_devices", devices)

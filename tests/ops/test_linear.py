@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vrt_jax.ops import linear as module
-from vrt_jax.ops.linear import FEW_ROWS, linear
+from vrt_jax.ops.linear import FEW_ROWS, linear, low_rank_up
 
 
 def arrays(rows: int, dtype=jnp.float32) -> tuple[jax.Array, jax.Array]:
@@ -55,3 +55,39 @@ def test_few_rows_are_the_right_operand_on_cpus_alone(monkeypatch):
   assert "optimization_barrier" not in program(FEW_ROWS + 1)
   monkeypatch.setattr(module, "on_one_cpu", lambda: False)
   assert "optimization_barrier" not in program(2)
+
+
+def adapter_gradients(x, down, up):
+  def loss(x, down, up):
+    wide = low_rank_up(jnp.einsum("...i,ri->...r", x, down), up)
+    return jnp.sum(jnp.sin(jax.nn.silu(wide).astype(jnp.float32)))
+
+  return jax.grad(loss, argnums=(0, 1, 2))(x, down, up)
+
+
+def adapter_arrays(dtype=jnp.float32) -> list[jax.Array]:
+  rng = np.random.default_rng(0)
+  shapes = ((2, 300, 24), (4, 24), (160, 4))
+  return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_an_adapter_has_the_plain_gradients(monkeypatch, dtype):
+  arrays = adapter_arrays(dtype)
+  found = jax.jit(adapter_gradients)(*arrays)
+  monkeypatch.setattr(module, "platform", lambda: "tpu")
+  plain = jax.jit(lambda *xs: adapter_gradients(*xs))(*arrays)  # traced anew
+  for a, b, x in zip(found, plain, arrays, strict=True):
+    assert (a.shape, a.dtype) == (b.shape, b.dtype) == (x.shape, dtype)
+    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    assert np.abs(a - b).max() <= (1e-5 if dtype == jnp.float32 else 0.03) * np.abs(b).max()
+
+
+def test_on_cpus_an_adapter_does_not_transpose_the_wide_gradient(monkeypatch):
+  def transposes() -> bool:
+    compiled = jax.jit(lambda *xs: adapter_gradients(*xs)).lower(*adapter_arrays()).compile()
+    return "f32[160,600]" in compiled.as_text()
+
+  assert not transposes()
+  monkeypatch.setattr(module, "platform", lambda: "tpu")
+  assert transposes()
