@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vrt_jax.generate import sampling as module
 from vrt_jax.generate.sampling import DRAW_BLOCK, Sampling, draw, nucleus, sample
 
 PROBS = np.array([0.05, 0.5, 0.15, 0.3], np.float32)
@@ -55,6 +56,25 @@ def test_top_p_keeps_the_nucleus_in_proportion(top_p: float, nucleus: list[int])
   got = frequencies(Sampling(1.0, top_p))
   assert set(np.flatnonzero(got)) == set(nucleus)
   np.testing.assert_allclose(got, expected, atol=0.03)
+
+
+@pytest.mark.parametrize("draws", [0, 1, 3])
+def test_rows_whose_draws_are_not_good_draw_in_the_searched_nucleus(draws: int, monkeypatch):
+  """The best of many tokens in a nucleus of few: hardly a draw is good."""
+  monkeypatch.setattr(module, "DRAWS", draws)
+  probs = np.array([0.2, 0.26, 0.3, 0.24], np.float32)
+  got = frequencies(Sampling(1.0, 0.5), probs=probs)
+  assert set(np.flatnonzero(got)) == {1, 2}
+  np.testing.assert_allclose(got[1:3], [0.26 / 0.56, 0.3 / 0.56], atol=0.03)
+
+
+def test_a_row_in_a_nucleus_follows_its_key_alone():
+  rows = jnp.asarray(np.random.default_rng(0).normal(size=(64, 50)), jnp.float32)
+  none = jnp.zeros(50, bool)
+  first = sample(keys(64), rows, Sampling(1.0, 0.6), none)
+  again = sample(keys(64)[8:16], rows[8:16], Sampling(1.0, 0.6), none)
+  np.testing.assert_array_equal(first[8:16], again)
+  assert len(set(first.tolist())) > 15
 
 
 def test_temperature_comes_before_top_p():

@@ -29,7 +29,7 @@ from vrt_jax.rl.rollout import Rollout, make_rollout, seg_slots
 
 G, N, M = case.GRPO.group_size, case.GRPO.max_new_tokens, case.GRPO.max_masks
 IDS = case.few_ids()
-SEED = 5
+SEED = 6
 KEY = jax.random.key(SEED)
 
 
