@@ -34,6 +34,9 @@ Mask = AttentionMask | PackedMask | None
 Cache = KVCache | GroupCache | LayerCache
 DecodingCache = GroupCache | tuple[LayerCache, ...]
 """Of all layers in one, or of each layer by itself."""
+UNROLLED = 4
+"""So few layers stand one by one on CPUs, where a scan stacks and copies what the backward pass
+needs; more would take long to compile."""
 REMAT_POLICIES = {
   "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
   "full": KEEP_ATTENTION,
@@ -233,7 +236,10 @@ class TextDecoder(nnx.Module):
       body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[remat])
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_layers)
     carry, _ = jax.lax.scan(
-      body, (inputs_embeds, cache), (state, jnp.arange(config.num_layers), keys)
+      body,
+      (inputs_embeds, cache),
+      (state, jnp.arange(config.num_layers), keys),
+      unroll=config.num_layers if platform() == "cpu" and config.num_layers <= UNROLLED else 1,
     )
     return carry
 
