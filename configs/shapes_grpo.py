@@ -27,22 +27,19 @@ def get_config() -> TrainConfig:
     algorithm="grpo",
     base="runs/shapes_sft_long/model",
     model=ModelConfig(lora=LoraConfig(rank=32)),
-    data=DataConfig(
-      shapes_train_samples=6000, shapes_eval_samples=500, mask_resize="nearest-exact"
-    ),
+    data=DataConfig(shapes_eval_samples=500, mask_resize="nearest-exact"),
     optim=OptimConfig(
       learning_rate=1e-3,
       weight_decay=0.0,
       warmup_share=0.0,
       batch_size=16,
-      steps=340,
+      steps=320,
       trainable="language",
     ),
     grpo=GrpoConfig(
       group_size=8,
       temperature=1.0,
       top_p=1.0,
-      update_groups=8,
       max_new_tokens=144,
       max_masks=12,
       prompt_buckets=((160, 144),),

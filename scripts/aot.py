@@ -55,7 +55,10 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
   chip = chip_of(args.topology)
   mesh = aot_programs.topology_mesh(args.topology, config.mesh)
   rows = batch_parts(mesh)
-  batch = args.batch_per_chip * mesh.size or _recipe_batch(args.program, config)
+  is_prefill = args.program == "prefill"
+  batch = args.batch_per_chip * mesh.size or (
+    config.eval.batch_size if is_prefill else config.optim.batch_size
+  )
   if batch % rows:
     raise ValueError(f"a batch of {batch} does not divide over data x fsdp = {rows}")
   tokens, patches = _first_bucket(args.program, config)
@@ -93,13 +96,6 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
     "compile_seconds": round(seconds, 1),
     "host_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
   }
-
-
-def _recipe_batch(program: str, config: TrainConfig) -> int:
-  if program == "prefill":
-    return config.eval.batch_size
-  chosen = config.grpo.update_groups if program == "grpo" else 0
-  return chosen or config.optim.batch_size
 
 
 def _first_bucket(program: str, config: TrainConfig) -> tuple[int, int]:

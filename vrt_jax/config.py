@@ -235,10 +235,6 @@ class GrpoConfig:
   """Groups whose rewards are all equal are replaced by those of other prompts (DAPO)."""
   max_refills: int = 3
   """Further rollouts of a step that may replace them; what is still missing then stays."""
-  update_groups: int = 0
-  """Groups of a step that the update sees, those whose rewards deviate most; 0 for all. A rollout
-  costs less than an update, and equal rewards teach nothing (compare arXiv 2504.13818, which drops
-  samples of a group)."""
   mask_loss: Literal["off", "reference", "answers"] = "answers"
   """Of a group's best sample: none; its masks merged as in the reference, where reasoning masks
   count as logit 0; or merged over the answer's masks alone."""

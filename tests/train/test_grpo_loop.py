@@ -3,17 +3,22 @@
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.rl import group_case
 from tests.train import run_tiny
-from vrt_jax.config import GrpoConfig, MeshConfig, TrainConfig
-from vrt_jax.rl.groups import with_advantages
-from vrt_jax.runtime import make_mesh
+from vrt_jax.config import MeshConfig, TrainConfig
+from vrt_jax.rl.groups import (
+  equal_groups,
+  joined_rewards,
+  refill_source,
+  with_advantages,
+)
+from vrt_jax.runtime import batch_shardings, make_mesh, place
 from vrt_jax.train import grpo_loop, loop
 from vrt_jax.train.evaluation import HeldOut
 
@@ -90,36 +95,36 @@ def test_equal_rewards_change_nothing_but_take_all_refills(records: Path, tmp_pa
     assert line["compiles"] == 3
 
 
-def test_the_update_sees_the_groups_that_vary_most(
-  records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-  seen = []
-  count = grpo_loop.advantage_figures
-  monkeypatch.setattr(
-    grpo_loop,
-    "advantage_figures",
-    lambda rewards, grpo: seen.append(rewards) or count(rewards, grpo),
-  )
-  chosen = config(records, grpo={"update_groups": 1}, steps=2)
-  loop.train(chosen, tmp_path / "run")
-  lines = lines_of(tmp_path / "run")
-  assert [x.shape for x in seen] == [(1, chosen.grpo.group_size)] * 2
-  assert all(line["compiles"] == 3 for line in lines)  # rollout, choice, update
-  for rewards, line in zip(seen, lines, strict=True):
-    assert rewards.std(ddof=1) >= line["reward/std"]  # of all groups
-    assert line["rollout/logprob_gap"] < 1e-4
+def test_refills_replace_equal_groups_in_order():
+  kept = np.array([[1, 1], [0, 1], [0, 0], [2, 2]], np.float32)
+  fresh = np.array([[1, 0], [1, 1], [3, 1], [1, 1]], np.float32)
+  source = refill_source(kept, fresh)
+  assert source.tolist() == [0, -1, 2, -1]
+  joined = joined_rewards(kept, source, fresh)
+  assert joined.tolist() == [[1, 0], [0, 1], [3, 1], [2, 2]]
+  assert equal_groups(joined).tolist() == [False, False, False, True]
 
 
-def test_refills_stop_with_as_many_groups_as_the_update_sees():
-  few, all_of_them = (
-    SimpleNamespace(_grpo=GrpoConfig(drop_equal_groups=True, max_refills=3), _num_groups=n)
-    for n in (2, 4)
+def test_joined_batches_have_the_chosen_rows_of_every_array():
+  mesh = make_mesh(MeshConfig())
+  first = group_case.random_batch()
+  second = jax.tree.map(lambda x: x[::-1] if x.dtype == bool else x + 1, first)
+  source = np.array([2, -1, 0, -1], np.int32)
+  shardings = batch_shardings(first, mesh)
+  kept, fresh = (place(jax.tree.map(jnp.asarray, b), shardings) for b in (first, second))
+  joined = grpo_loop.join_groups(kept, source, fresh, mesh=mesh)
+
+  def expected(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    axis = int(a.ndim == 3 and a.shape[0] == 3 and a.shape[1] == 4)  # position_ids
+    a, b = np.moveaxis(np.asarray(a), axis, 0), np.moveaxis(np.asarray(b), axis, 0)
+    rows = np.stack([b[2], a[1], b[0], a[3]])
+    return np.moveaxis(rows, 0, axis)
+
+  jax.tree.map(
+    lambda got, a, b: np.testing.assert_array_equal(got, expected(a, b)), joined, first, second
   )
-  rewards = np.array([[0, 1], [1, 1], [2, 1], [1, 1]], np.float32)
-  assert not grpo_loop.Sampler.wants_more(few, rewards, 1)
-  assert grpo_loop.Sampler.wants_more(all_of_them, rewards, 1)
-  assert grpo_loop.Sampler.wants_more(all_of_them, rewards, 3)
-  assert not grpo_loop.Sampler.wants_more(all_of_them, rewards, 4)
+  same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), joined, shardings)
+  assert all(jax.tree.leaves(same))
 
 
 def test_advantages_reach_the_batch():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int32, UInt8
+from jaxtyping import Bool, Float, Int32, UInt8
 
 from vrt_jax.config import GrpoConfig
 from vrt_jax.data.chat import ChatTokenizer
@@ -21,7 +21,6 @@ from vrt_jax.generate.decode import GenerationInputs, TokenIds
 from vrt_jax.losses.grpo import group_advantages
 from vrt_jax.rl.credit import mention_credit
 from vrt_jax.rl.policy import GrpoBatch
-from vrt_jax.rl.regroup import equal_groups
 from vrt_jax.rl.rewards import Sample
 from vrt_jax.rl.rollout import Rollout
 from vrt_jax.rl.scoring import Reward, Score
@@ -130,6 +129,11 @@ def score_rollout(
   )
 
 
+def equal_groups(rewards: Float[np.ndarray, "B G"]) -> Bool[np.ndarray, "B"]:
+  """Groups that teach nothing, since all their samples earned the same."""
+  return rewards.max(axis=1) == rewards.min(axis=1)
+
+
 def advantages_of(rewards: Float[np.ndarray, "B G"], grpo: GrpoConfig) -> np.ndarray:
   """[B, G] advantages within each group, float32."""
   normalise = grpo.normalisation == "grpo"
@@ -184,6 +188,28 @@ def with_advantages(
 def union(masks: UInt8[np.ndarray, "N Y X"]) -> UInt8[np.ndarray, "Y X"]:
   """Pixels of any mask; 0 or 1."""
   return np.any(masks, axis=0).astype(np.uint8)
+
+
+def refill_source(
+  kept: Float[np.ndarray, "B G"], fresh: Float[np.ndarray, "B G"]
+) -> Int32[np.ndarray, "B"]:
+  """For each kept group the fresh one that takes its place, -1 where it stays.
+
+  Equal groups give way to fresh ones that are not equal, both in their order:
+  [[1, 1], [0, 1], [0, 0]] and [[1, 0], [1, 1], [1, 1]] -> [0, -1, -1].
+  """
+  source = np.full(len(kept), -1, np.int32)
+  missing, good = np.flatnonzero(equal_groups(kept)), np.flatnonzero(~equal_groups(fresh))
+  count = min(len(missing), len(good))
+  source[missing[:count]] = good[:count]
+  return source
+
+
+def joined_rewards(
+  kept: Float[np.ndarray, "B G"], source: Int32[np.ndarray, "B"], fresh: Float[np.ndarray, "B G"]
+) -> Float[np.ndarray, "B G"]:
+  """The rewards of a batch whose groups were replaced."""
+  return np.where(source[:, None] >= 0, fresh[np.maximum(source, 0)], kept)
 
 
 def reward_figures(rollouts: Sequence[Groups], names: Sequence[str]) -> dict[str, float]:

@@ -66,9 +66,9 @@ def main() -> None:
   for name in ("absl", "asyncio"):  # Orbax logs what it also raises
     logging.getLogger(name).setLevel(logging.CRITICAL)
   start_processes()
-  sizes = {config.optim.batch_size, config.grpo.update_groups} - {0}
-  parts = [size // config.optim.accumulation_steps for size in sizes]
-  use_cpu_cores(math.gcd(*parts, config.eval.batch_size))
+  use_cpu_cores(
+    math.gcd(config.optim.batch_size // config.optim.accumulation_steps, config.eval.batch_size)
+  )
   train(config, workdir)
   say(f"model: {workdir / 'model'}")
   if (workdir / "eval" / "final").is_dir():

@@ -66,7 +66,6 @@ RANGES: dict[str, tuple[float, float]] = {
   "grpo.updates_per_rollout": (1, math.inf),
   "grpo.kl_weight": (0, MOST),
   "grpo.max_refills": (0, math.inf),
-  "grpo.update_groups": (0, math.inf),
   "grpo.html_every": (0, math.inf),
   "eval.batch_size": (1, math.inf),
   "eval.max_new_tokens": (1, math.inf),
@@ -119,10 +118,6 @@ def check_grpo(config: TrainConfig) -> None:
     raise ValueError("grpo.kl_weight compares with the model without adapters: set model.lora.rank")
   if grpo.drop_equal_groups and len(grpo.prompt_buckets) > 1:
     raise ValueError("grpo.drop_equal_groups joins rollouts of one size: give one prompt bucket")
-  if grpo.update_groups > optim.batch_size:
-    raise ValueError(
-      f"grpo.update_groups {grpo.update_groups} is more than optim.batch_size {optim.batch_size}"
-    )
   updates = grpo.updates_per_rollout
   for name, value in (("optim.steps", optim.steps), ("checkpoint_every", config.checkpoint_every)):
     if value % updates:
@@ -136,16 +131,12 @@ def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh, num_records: int) 
   Raises:
     ValueError: one line with both numbers.
   """
-  steps, parts = config.optim.accumulation_steps, batch_parts(mesh)
-  sizes = {"optim.batch_size": config.optim.batch_size}
-  if config.algorithm == "grpo" and config.grpo.update_groups:
-    sizes["grpo.update_groups"] = config.grpo.update_groups
-  for name, size in sizes.items():
-    if size % (parts * steps):
-      raise ValueError(
-        f"{name} {size} does not divide into {steps} accumulation steps on {parts} parts of the "
-        "mesh (data x fsdp)"
-      )
+  size, steps, parts = config.optim.batch_size, config.optim.accumulation_steps, batch_parts(mesh)
+  if size % (parts * steps):
+    raise ValueError(
+      f"optim.batch_size {size} does not divide into {steps} accumulation steps on {parts} parts "
+      "of the mesh (data x fsdp)"
+    )
   if num_records and config.eval.batch_size % parts:
     raise ValueError(
       f"eval.batch_size {config.eval.batch_size} does not divide over {parts} parts of the mesh "

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int32, UInt8
 
 from vrt_jax.config import GrpoConfig, TrainConfig
 from vrt_jax.data.chat import ChatTokenizer
@@ -18,7 +19,10 @@ from vrt_jax.data.pipeline import BatchIterator
 from vrt_jax.rl.groups import (
   Groups,
   advantages_of,
+  equal_groups,
+  joined_rewards,
   put_prompts,
+  refill_source,
   reward_figures,
   score_rollout,
   special_ids,
@@ -27,17 +31,9 @@ from vrt_jax.rl.groups import (
 )
 from vrt_jax.rl.page import write_page
 from vrt_jax.rl.policy import GrpoBatch
-from vrt_jax.rl.regroup import (
-  equal_groups,
-  join_groups,
-  joined_rewards,
-  most_varied,
-  refill_source,
-  take_groups,
-)
 from vrt_jax.rl.rollout import make_rollout
 from vrt_jax.rl.scoring import Reward
-from vrt_jax.runtime import is_leader, replicate
+from vrt_jax.runtime import batch_shardings, is_leader, replicate
 from vrt_jax.train.checkpoint import Checkpoints
 from vrt_jax.train.evaluation import HeldOut
 from vrt_jax.train.grpo_step import GAP, make_grpo_step
@@ -45,7 +41,7 @@ from vrt_jax.train.optim import make_optimizer
 from vrt_jax.train.run import Run, common_bucket
 from vrt_jax.train.state import Frozen, TrainState
 from vrt_jax.train.step_clock import CompiledOnce, StepClock
-from vrt_jax.types import PromptBatch
+from vrt_jax.types import PromptBatch, TextInputs
 
 PAGES = "rollouts"
 """Folder of a workdir with a page for some steps."""
@@ -89,7 +85,6 @@ def grpo_steps(
         more, fresh = sampler.round(state, rollout_key(run.key, step, len(rounds)))
         batch, rewards = sampler.refill(batch, rewards, fresh, more.groups.rewards)
         rounds.append(more)
-      batch, rewards = sampler.choose(batch, rewards)
       batch = with_advantages(batch, rewards, grpo, mesh)
       with run.clock.part("update"):
         state, metrics = jax.block_until_ready(update(state, frozen, batch, key))
@@ -153,13 +148,11 @@ class Sampler:
     self.reward = Reward(config.grpo)
     self._roll = CompiledOnce(make_rollout(config.grpo, special_ids(tokenizer), mesh.abstract_mesh))
     self._join = CompiledOnce(functools.partial(join_groups, mesh=mesh))
-    self._take = CompiledOnce(functools.partial(take_groups, mesh=mesh), batch=0)
-    self._num_groups = config.grpo.update_groups or config.optim.batch_size
 
   @property
   def compiles(self) -> int:
-    """Of rollouts, of joining them, and of choosing from them."""
-    return self._roll.compiles + self._join.compiles + self._take.compiles
+    """Of rollouts, and of joining them."""
+    return self._roll.compiles + self._join.compiles
 
   def round(self, state: TrainState, key: Array) -> tuple[Round, GrpoBatch]:
     """Samples of the policy of now for the next prompts, and what an update needs of them."""
@@ -176,9 +169,11 @@ class Sampler:
     return Round(prompts.grounding_image, groups), batch
 
   def wants_more(self, rewards: Float[np.ndarray, "B G"], rounds: int) -> bool:
-    """Whether a further rollout is to replace equal groups, since too few of the others exist."""
-    grpo, others = self._grpo, int(np.sum(~equal_groups(rewards)))
-    return grpo.drop_equal_groups and rounds <= grpo.max_refills and others < self._num_groups
+    """Whether equal groups are to be replaced by a further rollout."""
+    grpo = self._grpo
+    return (
+      grpo.drop_equal_groups and rounds <= grpo.max_refills and bool(equal_groups(rewards).any())
+    )
 
   def refill(
     self,
@@ -192,11 +187,25 @@ class Sampler:
     joined = self._join(batch, replicate(source, self._mesh), fresh)
     return joined, joined_rewards(rewards, source, fresh_rewards)
 
-  def choose(
-    self, batch: GrpoBatch, rewards: Float[np.ndarray, "B G"]
-  ) -> tuple[GrpoBatch, Float[np.ndarray, "N G"]]:
-    """The groups that the update sees, and their rewards."""
-    if self._num_groups == len(rewards):
-      return batch, rewards
-    rows = most_varied(rewards, self._num_groups)
-    return self._take(batch, replicate(rows, self._mesh)), rewards[rows]
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="mesh")
+def join_groups(
+  kept: GrpoBatch, source: Int32[Array, "B"], fresh: GrpoBatch, *, mesh: Mesh
+) -> GrpoBatch:
+  """`kept` with row `source[b]` of `fresh` as row b, where that is not -1."""
+
+  def choose(old: Array, new: Array, axis: int = 0) -> Array:
+    taken = jnp.take(new, jnp.maximum(source, 0), axis=axis)
+    shape = [1] * old.ndim
+    shape[axis] = len(source)
+    return jnp.where((source >= 0).reshape(shape), taken, old)
+
+  def choose_node(old: Array | TextInputs, new: Array | TextInputs) -> Array | TextInputs:
+    if not isinstance(old, TextInputs):
+      return choose(old, new)
+    positions = choose(old.position_ids, new.position_ids, axis=1)
+    old, new = (x.replace(position_ids=x.input_ids) for x in (old, new))
+    return jax.tree.map(choose, old, new).replace(position_ids=positions)
+
+  joined = jax.tree.map(choose_node, kept, fresh, is_leaf=lambda x: isinstance(x, TextInputs))
+  return jax.lax.with_sharding_constraint(joined, batch_shardings(joined, mesh))

@@ -85,19 +85,18 @@ class SkipLimit:
 class CompiledOnce:
   """A step function that may compile at the first batch of each shape and never again."""
 
-  def __init__(self, step: Callable, batch: int = 2):
-    """`batch`: which of the step's arguments the batch is."""
-    self._step, self._batch = step, batch
+  def __init__(self, step: Callable):
+    self._step = step
     self._seen: set[tuple] = set()
     self.compiles = 0
 
   def __call__(self, *args: Any) -> Any:
-    """Runs the step.
+    """Runs the step, whose third argument is the batch.
 
     Raises:
       RuntimeError: a known shape is compiled again.
     """
-    shapes = tuple(x.shape for x in jax.tree.leaves(args[self._batch]))
+    shapes = tuple(x.shape for x in jax.tree.leaves(args[2]))
     counter = CompileCounter()
     result = self._step(*args)
     counter.close()
