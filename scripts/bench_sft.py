@@ -69,12 +69,13 @@ def prepared_step(of: Subject, batch):
   from vrt_jax.train.optim import make_optimizer, trainable_filter
   from vrt_jax.train.sft_step import make_sft_step
   from vrt_jax.train.state import create_state
+  from vrt_jax.train.step_clock import compile_step
 
   mesh, optimizer = make_mesh(MeshConfig()), make_optimizer(OPTIM)
   state, frozen = create_state(of.model, optimizer, trainable_filter(OPTIM.trainable), mesh)
   del of.__dict__["model"]  # the state has its own copy
   batch, key = jax.device_put(batch), jax.random.key(0)
-  step = make_sft_step(optimizer, OPTIM, LOSS, state).lower(state, frozen, batch, key).compile()
+  step = compile_step(make_sft_step(optimizer, OPTIM, LOSS, state), state, frozen, batch, key)
   held = [state]
 
   def run() -> float:

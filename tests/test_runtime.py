@@ -30,6 +30,7 @@ from vrt_jax.runtime import (
   put_whole_batch,
   replicate,
   start_processes,
+  use_cpu_cores,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,6 +162,15 @@ def test_slices_and_shares_on_eight_devices():
     [sys.executable, "-c", EIGHT], cwd=ROOT, env=environment, capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
+
+
+def test_cpu_devices_are_as_many_as_the_cores_one_may_use(monkeypatch: pytest.MonkeyPatch):
+  asked = []
+  monkeypatch.setattr(jax.config, "update", lambda name, value: asked.append((name, value)))
+  for cores, batch in ((4, 8), (1, 8), (4, 6), (3, 8)):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)), raising=False)
+    use_cpu_cores(batch)
+  assert asked == [("jax_num_cpu_devices", n) for n in (4, 1, 2, 2)]
 
 
 def test_compile_counter_sees_compilations_until_it_is_closed():

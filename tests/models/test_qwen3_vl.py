@@ -11,8 +11,10 @@ from flax import nnx
 
 from vrt_jax.config import LoraConfig, ModelConfig, TextConfig, VisionConfig
 from vrt_jax.data.positions import mrope_position_ids, vision_layout, visual_index
+from vrt_jax.models.qwen3_vl import text
 from vrt_jax.models.qwen3_vl.cache import KVCache
 from vrt_jax.models.qwen3_vl.model import Qwen3VL
+from vrt_jax.models.qwen3_vl.text import TextMLP
 from vrt_jax.ops import cpu_attention
 from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.types import TextInputs, VisionInputs
@@ -179,6 +181,21 @@ def test_remat_keeps_loss_and_gradients(remat):
   leaves = jax.tree.leaves(plain[1])
   assert len(leaves) == 14  # A and B of seven linears, stacked over layers
   assert all(float(jnp.abs(leaf).max(axis=(1, 2)).min()) > 0 for leaf in leaves)
+
+
+def test_the_backward_pass_of_an_mlp_keeps_three_wide_arrays(monkeypatch):
+  """The gate's and the upper half's outputs, and their product, which an adapter reads."""
+  config = TextConfig(hidden_size=8, intermediate_size=40)
+  mlp = TextMLP(config, LoraConfig(rank=2), nnx.Rngs(0))
+
+  def kept() -> int:
+    _, backward = jax.vjp(lambda x: mlp(x, None), jnp.ones((1, 6, 8)))
+    leaves = {id(x): x for x in jax.tree.leaves(backward)}
+    return sum(getattr(x, "shape", ())[-2:] == (6, 40) for x in leaves.values())
+
+  assert kept() <= 3
+  monkeypatch.setattr(text, "_gated", lambda gate, up: jax.nn.silu(gate) * up)
+  assert kept() > 3
 
 
 def test_lora_dropout_follows_its_key():

@@ -1,12 +1,14 @@
 """Step times, and the guard against compiling a shape twice."""
 
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from tests import tiny
+from vrt_jax.train import step_clock
 from vrt_jax.train.step_clock import CompiledOnce, SkipLimit, StepClock
 
 
@@ -44,6 +46,19 @@ def test_known_shapes_may_not_compile_again():
   assert step.compiles == 2
   with pytest.raises(RuntimeError, match="compiled again"):
     step(jnp.zeros(5), jnp.zeros(()), batch, None)
+
+
+def test_compiling_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch):
+  trimmed = []
+  monkeypatch.setattr(
+    step_clock.ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=trimmed.append)
+  )
+  step = CompiledOnce(jax.jit(lambda a, b, c, *, by: a + b + by * c, static_argnames="by"), by=2)
+  for _ in range(2):
+    assert step(jnp.zeros(3), jnp.zeros(3), jnp.ones(3)).tolist() == [2, 2, 2]
+  assert (trimmed, step.compiles) == ([0], 1)
+  monkeypatch.setattr(step_clock.ctypes, "CDLL", lambda _: SimpleNamespace())  # no glibc
+  assert step(jnp.zeros(1), jnp.zeros(1), jnp.ones(1)).tolist() == [2]
 
 
 def test_skipped_steps_end_a_run_one_step_late():

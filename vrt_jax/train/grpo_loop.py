@@ -147,7 +147,7 @@ class Sampler:
     self._tokenizer, self._pool, self._mesh, self._clock = tokenizer, pool, mesh, clock
     self.reward = Reward(config.grpo)
     self._roll = CompiledOnce(make_rollout(config.grpo, special_ids(tokenizer), mesh.abstract_mesh))
-    self._join = CompiledOnce(functools.partial(join_groups, mesh=mesh))
+    self._join = CompiledOnce(join_groups, mesh=mesh)
 
   @property
   def compiles(self) -> int:

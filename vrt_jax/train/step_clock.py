@@ -1,6 +1,7 @@
 """Watches over the steps: how long they take, what is compiled, how many are skipped."""
 
 import contextlib
+import ctypes
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -83,10 +84,11 @@ class SkipLimit:
 
 
 class CompiledOnce:
-  """A step function that may compile at the first batch of each shape and never again."""
+  """A jitted step that may compile at the first batch of each shape and never again."""
 
-  def __init__(self, step: Callable):
-    self._step = step
+  def __init__(self, step: Callable, **static: Any):
+    """`static`: keyword arguments of every call that do not change."""
+    self._step, self._static = step, static
     self._seen: set[tuple] = set()
     self.compiles = 0
 
@@ -98,10 +100,24 @@ class CompiledOnce:
     """
     shapes = tuple(x.shape for x in jax.tree.leaves(args[2]))
     counter = CompileCounter()
-    result = self._step(*args)
+    if shapes not in self._seen:
+      compile_step(self._step, *args, **self._static)  # the call below finds it
+    result = self._step(*args, **self._static)
     counter.close()
     self.compiles += counter.count
     if counter.count and shapes in self._seen:
       raise RuntimeError(f"a step on the known batch shapes {shapes} compiled again")
     self._seen.add(shapes)
     return result
+
+
+def compile_step(step: Callable, *args: Any, **static: Any) -> jax.stages.Compiled:
+  """Compiles a jitted step for its arguments and gives the memory that took back to the system.
+
+  glibc would keep it: about a quarter more memory at the step's peak on CPUs.
+  """
+  compiled = step.lower(*args, **static).compile()
+  trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+  if trim is not None:
+    trim(0)
+  return compiled

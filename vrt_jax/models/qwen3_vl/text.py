@@ -1,5 +1,7 @@
 """Qwen3-VL text decoder: scanned layers with M-RoPE, DeepStack injection and a slot cache."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
@@ -120,6 +122,12 @@ class TextAttention(nnx.Module):
     return self.o_proj(out, *_dropouts(self.o_proj.lora, keys[1], out, 1)), cache
 
 
+@partial(jax.checkpoint, prevent_cse=False)
+def _gated(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+  """Computed again in the backward pass: else it keeps three more arrays of this width a layer."""
+  return jax.nn.silu(gate) * up
+
+
 class TextMLP(nnx.Module):
   """[.., D] -> [.., D], SwiGLU (HF Qwen3VLTextMLP)."""
 
@@ -134,7 +142,7 @@ class TextMLP(nnx.Module):
   ) -> Float[Array, "*B D"]:
     keys = _split(dropout_key)
     drop_gate, drop_up = _dropouts(self.gate_proj.lora, keys[0], x, 2)
-    gated = jax.nn.silu(self.gate_proj(x, drop_gate)) * self.up_proj(x, drop_up)
+    gated = _gated(self.gate_proj(x, drop_gate), self.up_proj(x, drop_up))
     return self.down_proj(gated, *_dropouts(self.down_proj.lora, keys[1], gated, 1))
 
 
