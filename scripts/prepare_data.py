@@ -8,6 +8,8 @@ before all of it is written and read back.
 """
 
 import concurrent.futures
+import ctypes
+import functools
 import multiprocessing
 import os
 import shutil
@@ -18,8 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Event
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -67,28 +68,42 @@ def _watch_parent() -> None:
   os._exit(1)
 
 
-_shared: list[tuple[Synchronized, Event]] = []
-"""In a worker: the bytes that all workers have read, and whether to stop."""
+@dataclass(frozen=True)
+class _Shared:
+  """What parent and workers tell each other; without locks, which a killed worker would keep."""
+
+  read_bytes: ctypes.Array
+  """Of each task; its worker alone writes it."""
+  stop: ctypes.c_bool
+  """Whether workers are to leave their shards."""
+
+  @classmethod
+  def create(cls, context: BaseContext, num_tasks: int) -> "_Shared":
+    """Nothing read, not stopped."""
+    return cls(context.RawArray(ctypes.c_int64, num_tasks), context.RawValue(ctypes.c_bool, False))
 
 
-def _start_worker(read_bytes: Synchronized, stop: Event) -> None:
+_shared: list[_Shared] = []
+"""In a worker."""
+
+
+def _start_worker(shared: _Shared) -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
   threading.Thread(target=_watch_parent, daemon=True).start()
-  _shared[:] = [(read_bytes, stop)]
+  _shared[:] = [shared]
 
 
-def _tick(num_bytes: int) -> None:
-  read_bytes, stop = _shared[0]
-  with read_bytes.get_lock():
-    read_bytes.value += num_bytes
-  if stop.is_set():
+def _tick(index: int, num_bytes: int) -> None:
+  shared = _shared[0]
+  shared.read_bytes[index] += num_bytes
+  if shared.stop.value:
     raise _Stopped("stopped")
 
 
-def _work(task: "ShardTask") -> "ShardReport":
+def _work(index: int, task: "ShardTask") -> "ShardReport":
   from scripts.prepared_shards import prepare_shard
 
-  return prepare_shard(task, _tick)
+  return prepare_shard(task, functools.partial(_tick, index))
 
 
 def _reports_of_processes(
@@ -96,14 +111,14 @@ def _reports_of_processes(
 ) -> Iterator[tuple["ShardTask", "ShardReport | ValueError"]]:
   """Finished shards as they come, an error for each that cannot be read."""
   context = multiprocessing.get_context("spawn")
-  shared = context.Value("q", 0), context.Event()
-  pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, _start_worker, shared)
+  shared = _Shared.create(context, len(tasks))
+  pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, _start_worker, (shared,))
   begun = bar.n
   try:
-    waiting = {pool.submit(_work, task): task for task in tasks}
+    waiting = {pool.submit(_work, i, task): task for i, task in enumerate(tasks)}
     while waiting:
       done, _ = concurrent.futures.wait(waiting, POLL_SECONDS, concurrent.futures.FIRST_COMPLETED)
-      bar.update(begun + shared[0].value - bar.n)
+      bar.update(begun + sum(shared.read_bytes) - bar.n)
       for future in done:
         task = waiting.pop(future)
         try:
@@ -115,7 +130,7 @@ def _reports_of_processes(
       "a worker process died (killed, or out of memory); run the same command again to go on"
     ) from None
   finally:
-    shared[1].set()
+    shared.stop.value = True
     pool.shutdown(cancel_futures=True)
 
 

@@ -1,6 +1,7 @@
 """prepare_data: the set equals its source, goes on after a kill, and says what it dropped."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -280,6 +281,19 @@ def test_a_killed_run_goes_on(tmp_path, victim):
   assert len(after) == 12 and before.items() <= after.items()
   assert train_source(out).keys() == [f"{s}_{i}" for s in range(12) for i in range(120)]
   assert not list(out.rglob("*.tmp"))
+
+
+def test_a_killed_worker_keeps_no_lock(monkeypatch):
+  """One that dies as it counts or looks leaves nothing that the parent would wait for."""
+  shared = prepare_data._Shared.create(multiprocessing.get_context("spawn"), 3)
+  assert not hasattr(shared.read_bytes, "get_lock") and not hasattr(shared.stop, "get_lock")
+  monkeypatch.setattr(prepare_data, "_shared", [shared])
+  for index, count in ((0, 5), (2, 7), (2, 1)):
+    prepare_data._tick(index, count)
+  assert list(shared.read_bytes) == [5, 0, 8]
+  shared.stop.value = True
+  with pytest.raises(ValueError, match="stopped"):
+    prepare_data._tick(1, 1)
 
 
 def test_two_runs_do_not_write_one_set(tmp_path):
