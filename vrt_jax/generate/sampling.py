@@ -43,13 +43,13 @@ def draw_in_nucleus(
   """A token of each row's nucleus, in proportion to their probabilities.
 
   Drawn from all tokens, and again where the tokens above it already have `top_p` of the
-  probability: one pass over the row a draw, most of which are good. The nucleus itself takes 32
+  probability: two passes over the row a draw, most of which are good. The nucleus itself takes 32
   passes; it is searched for only where `DRAWS` draws of a row were not good.
   """
   probs = jax.nn.softmax(logits, axis=-1)
 
-  def numbers(attempt: Array | int) -> Float[Array, "R"]:
-    return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, attempt)))(keys)
+  def numbers(count: Array | int) -> Float[Array, "R"]:
+    return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, count)))(keys)
 
   def attempt(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
     count, token, good = carry

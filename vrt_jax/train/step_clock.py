@@ -114,7 +114,7 @@ class CompiledOnce:
 def compile_step(step: Callable, *args: Any, **static: Any) -> jax.stages.Compiled:
   """Compiles a jitted step for its arguments and gives the memory that took back to the system.
 
-  glibc would keep it: about a quarter more memory at the step's peak on CPUs.
+  glibc would keep it: about an eighth more memory at the step's peak on CPUs.
   """
   compiled = step.lower(*args, **static).compile()
   trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
