@@ -205,6 +205,9 @@ class GrpoConfig:
   """Samples a prompt."""
   temperature: float = 1.2
   top_p: float = 0.9
+  tempered: bool = False
+  """The policy is the model at `temperature`, as it is sampled, and not at temperature 1, as in the
+  reference."""
   max_new_tokens: int = 1024
   max_masks: int = 32
   """[SEG] a sample that get a mask; later ones have none."""
@@ -240,6 +243,11 @@ class GrpoConfig:
   count as logit 0; or merged over the answer's masks alone."""
   html_every: int = 20
   """Steps between pages that show rollouts; 0 for none."""
+
+  @property
+  def policy_temperature(self) -> float:
+    """Of the log-probabilities that are trained."""
+    return self.temperature if self.tempered else 1.0
 
 
 @dataclass(frozen=True)

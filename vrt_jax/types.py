@@ -120,8 +120,8 @@ class Completions:
   lengths: Int32[Array, "B G"]
   """The end token included."""
   logps: Float[Array, "B G N"]
-  """float32 log-probability of each token at temperature 1 over the whole vocabulary; 0 after the
-  end."""
+  """float32 log-probability of each token over the whole vocabulary at the policy's temperature; 0
+  after the end."""
   seg_slots: Int32[Array, "B G M"]
   """Index in `tokens` of the [SEG]s that were inputs, so have a hidden state; -1 where none."""
 

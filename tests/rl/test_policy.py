@@ -1,5 +1,6 @@
 """Log-probabilities of completions and their [SEG] states against the rollout and full forwards."""
 
+import dataclasses
 import functools
 
 import jax
@@ -72,6 +73,30 @@ def test_the_gap_shows_what_is_wrong():
 def test_in_bfloat16_the_gap_stays_small():
   """Both sides round in the same places, so the gap is far below bfloat16's own error of 0.01."""
   assert gap("bfloat16") < 2e-3
+
+
+def test_a_tempered_policy_has_its_logits_over_the_temperature():
+  state, frozen = case.state()
+  tempered = dataclasses.replace(case.GRPO, temperature=0.5, tempered=True)
+  out = make_rollout(tempered, IDS)(state.trainable, frozen, case.inputs(), jax.random.key(5))
+  model = frozen.merge(state.trainable)
+  inputs = jax.tree.map(jnp.asarray, case.inputs())
+  states = completion_states(
+    model, inputs.text, inputs.rope_deltas, out.visual, out.completions.tokens
+  )
+  language = model.qwen.language_model
+  logits = language.final_norm(states.before) @ language.head_weight().T
+
+  def gap_at(temperature: float) -> float:
+    every = jax.nn.log_softmax(logits / temperature, axis=-1)
+    logps = jnp.take_along_axis(every, out.completions.tokens[..., None], axis=-1)[..., 0]
+    logps = jnp.where(out.completions.token_mask, logps, 0.0)
+    own = completion_logps(model, states, out.completions, temperature)
+    np.testing.assert_allclose(own, logps, atol=GAP)
+    return float(np.abs(out.completions.logps - logps).max())
+
+  assert gap_at(0.5) < GAP
+  assert gap_at(1.0) > 0.1
 
 
 def test_seg_states_prompt_the_rollouts_masks():

@@ -21,6 +21,7 @@ KEY = jax.random.key(0)
 LOSSES = SftLossConfig(num_points=64)
 NO_MASKS = dataclasses.replace(case.GRPO, mask_loss="off")
 WITH_KL = dataclasses.replace(NO_MASKS, updates_per_rollout=2, kl_weight=0.5)
+TEMPERED = dataclasses.replace(WITH_KL, temperature=0.6, tempered=True)
 
 
 @functools.cache
@@ -41,15 +42,17 @@ def step(state: TrainState, frozen: Frozen, batch: GrpoBatch) -> tuple[TrainStat
   return state, {name: float(value) for name, value in metrics.items()}
 
 
-@jax.jit
-def logps_of(trainable: nnx.State, frozen: Frozen, batch: GrpoBatch) -> jax.Array:
-  return policy_logps(frozen.merge(trainable), batch)
+@functools.partial(jax.jit, static_argnames="temperature")
+def logps_of(
+  trainable: nnx.State, frozen: Frozen, batch: GrpoBatch, temperature: float = 1.0
+) -> jax.Array:
+  return policy_logps(frozen.merge(trainable), batch, temperature)
 
 
-def own_logps(batch: GrpoBatch) -> GrpoBatch:
+def own_logps(batch: GrpoBatch, temperature: float = 1.0) -> GrpoBatch:
   """The batch with the log-probabilities of the state as it starts."""
   state, frozen = case.state()
-  logps = logps_of(state.trainable, frozen, case.on_device(batch))
+  logps = logps_of(state.trainable, frozen, case.on_device(batch), temperature)
   return batch.replace(completions=batch.completions.replace(logps=np.asarray(logps)))
 
 
@@ -149,22 +152,27 @@ def adapters_off(trainable: nnx.State) -> nnx.State:
   return nnx.from_flat_state(flat)
 
 
-def run_with_kl(trainable: nnx.State | None, batch: GrpoBatch) -> Metrics:
+def run_with_kl(
+  trainable: nnx.State | None, batch: GrpoBatch, grpo: GrpoConfig = WITH_KL
+) -> Metrics:
   state, frozen = case.state()
   state = state.replace(trainable=state.trainable if trainable is None else trainable)
-  return gradients(WITH_KL)(state, frozen, case.on_device(batch), KEY)[1]
+  return gradients(grpo)(state, frozen, case.on_device(batch), KEY)[1]
 
 
-def test_objective_with_old_policy_and_reference():
+@pytest.mark.parametrize("grpo", [WITH_KL, TEMPERED], ids=["plain", "tempered"])
+def test_objective_with_old_policy_and_reference(grpo: GrpoConfig):
   rng = np.random.default_rng(5)
-  batch = own_logps(case.random_batch())
+  batch = own_logps(case.random_batch(), grpo.policy_temperature)
   moved = batch.completions.logps + rng.uniform(-0.5, 0.5, batch.completions.logps.shape)
   moved = np.where(batch.completions.logps < 0, moved, 0.0).astype(np.float32)
   now = batch.completions.logps
   batch = batch.replace(completions=batch.completions.replace(logps=moved))
   state, frozen = case.state()
-  start = logps_of(adapters_off(state.trainable), frozen, case.on_device(batch))
-  metrics = run_with_kl(None, batch)
+  start = logps_of(
+    adapters_off(state.trainable), frozen, case.on_device(batch), grpo.policy_temperature
+  )
+  metrics = run_with_kl(None, batch, grpo)
   wanted = numpy_metrics(now, np.asarray(start), batch)
   for name, value in wanted.items():
     assert float(metrics[name]) == pytest.approx(value, rel=1e-3), name

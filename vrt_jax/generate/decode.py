@@ -64,11 +64,12 @@ class TokenIds:
 
 @flax.struct.dataclass
 class TokenStats:
-  """Of the tokens so far, under the model at temperature 1 over the whole vocabulary."""
+  """Of the tokens so far, under the model at `temperature` over the whole vocabulary."""
 
   logps: Float[Array, "B G N"]
   entropy: Float[Array, "B G"]
   """Sum over the tokens."""
+  temperature: float = flax.struct.field(pytree_node=False, default=1.0)
 
 
 @flax.struct.dataclass
@@ -213,12 +214,12 @@ def choose(
   token = jnp.where(state.done, ids.pad, token)
   stats = state.stats
   if stats is not None:
-    every = jax.nn.log_softmax(logits, axis=-1)
+    every = jax.nn.log_softmax(logits / stats.temperature, axis=-1)
     logp = jnp.take_along_axis(every, token[..., None], axis=-1)[..., 0]
     entropy = -jnp.sum(jnp.exp(every) * every, axis=-1)
-    stats = TokenStats(
-      stats.logps.at[:, :, state.step].set(jnp.where(state.done, 0.0, logp)),
-      stats.entropy + jnp.where(state.done, 0.0, entropy),
+    stats = stats.replace(
+      logps=stats.logps.at[:, :, state.step].set(jnp.where(state.done, 0.0, logp)),
+      entropy=stats.entropy + jnp.where(state.done, 0.0, entropy),
     )
   return state.replace(
     next_token=token,

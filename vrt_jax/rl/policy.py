@@ -92,12 +92,12 @@ def completion_states(
 
 
 def completion_logps(
-  model: Sa2VA, states: CompletionStates, completions: Completions
+  model: Sa2VA, states: CompletionStates, completions: Completions, temperature: float = 1.0
 ) -> Float[Array, "B G N"]:
-  """float32 log-probability of each token at temperature 1; 0 after the end."""
+  """float32 log-probability of each token at `temperature` > 0; 0 after the end."""
   language = model.qwen.language_model
   b, g, n, d = states.before.shape
-  hidden = language.final_norm(states.before).reshape(b, g * n, d)
+  hidden = language.final_norm(states.before).reshape(b, g * n, d) / temperature
   tokens, counted = (x.reshape(b, g * n) for x in (completions.tokens, completions.token_mask))
   return token_logps(hidden, language.head_weight(), tokens, counted).reshape(b, g, n)
 
@@ -109,12 +109,14 @@ def seg_states(
   return jnp.take_along_axis(own, jnp.maximum(seg_slots, 0)[..., None], axis=2)
 
 
-def policy_logps(model: Sa2VA, batch: GrpoBatch, *, remat: Remat = "none") -> Float[Array, "B G N"]:
-  """Log-probabilities of a batch's completions under `model`."""
+def policy_logps(
+  model: Sa2VA, batch: GrpoBatch, temperature: float = 1.0, *, remat: Remat = "none"
+) -> Float[Array, "B G N"]:
+  """Log-probabilities of a batch's completions under `model` at `temperature`."""
   states = completion_states(
     model, batch.prompts, batch.rope_deltas, batch.visual, batch.completions.tokens, remat=remat
   )
-  return completion_logps(model, states, batch.completions)
+  return completion_logps(model, states, batch.completions, temperature)
 
 
 def best_sample(x: Array, best: Int32[Array, "B"]) -> Array:

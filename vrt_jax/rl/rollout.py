@@ -41,7 +41,7 @@ class Rollout:
 
   completions: Completions
   entropy: Float[Array, "B G"]
-  """Token mean of the policy's entropy at temperature 1, in nats."""
+  """Token mean of the policy's entropy, in nats."""
   low_res_masks: Float[Array, "B G M Y X"]
   """Logits of the masks of `completions.seg_slots`, float32; those of unused slots mean nothing."""
   visual: VisualFeatures
@@ -67,7 +67,8 @@ def make_rollout(
 
   Sample g of row b is drawn from (key, b, g) alone, so it is the same on any `mesh`, over which
   parameters and prompts are divided. LoRA dropout is off, as in the update, so that both compute
-  the same function; temperature and top-p act on sampling, not on the recorded log-probabilities.
+  the same function. Log-probabilities are those of the whole vocabulary at
+  `grpo.policy_temperature`; the other settings of sampling do not act on them.
   """
 
   @jax.jit
@@ -91,7 +92,8 @@ def _rollout(
   b, g, n, m = hidden.shape[0], grpo.group_size, grpo.max_new_tokens, grpo.max_masks
   keys = row_keys(key, b, g)
   state = start_groups(cache, prompts, keys, hidden.shape[-1], n, m, ids.pad)
-  state = state.replace(stats=TokenStats(jnp.zeros((b, g, n)), jnp.zeros((b, g))))
+  stats = TokenStats(jnp.zeros((b, g, n)), jnp.zeros((b, g)), grpo.policy_temperature)
+  state = state.replace(stats=stats)
   logits = model.qwen.language_model.logits(last_states(hidden, text.token_mask))
   state = decode(model, state, logits, Sampling(grpo.temperature, grpo.top_p), ids)
 

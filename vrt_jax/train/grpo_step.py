@@ -64,8 +64,8 @@ def policy_terms(
   loss, _ = grpo_loss(flat, mask, advantages, normalisation=grpo.normalisation, **clipping)
   kl = jnp.zeros(())
   if grpo.kl_weight:
-    reference = policy_logps(without_lora(model), batch).reshape(rows, n)
-    kl = kl_divergence(flat, reference, mask, grpo.normalisation)
+    reference = policy_logps(without_lora(model), batch, grpo.policy_temperature)
+    kl = kl_divergence(flat, reference.reshape(rows, n), mask, grpo.normalisation)
   return {
     "loss/policy": loss / totals.samples,
     "kl": kl / totals.samples,
@@ -118,7 +118,7 @@ def update_loss(
   states = completion_states(
     model, batch.prompts, batch.rope_deltas, batch.visual, batch.completions.tokens, remat=remat
   )
-  logps = completion_logps(model, states, batch.completions)
+  logps = completion_logps(model, states, batch.completions, grpo.policy_temperature)
   metrics = policy_terms(model, logps, batch, totals, grpo)
   metrics |= {"loss/mask_bce": jnp.zeros(()), "loss/mask_dice": jnp.zeros(())}
   if grpo.mask_loss != "off":
