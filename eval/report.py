@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from vrt_jax.cores import usable_cores
 from vrt_jax.files import write_whole
 from vrt_jax.metrics import PredictedMask
 from vrt_jax.metrics.summary import HIT_IOU, METRICS, ROLES
@@ -59,7 +60,7 @@ def write_report(
   """
   details = results["detailed_results"]
   pictures, names = _pictures(details, images or {})
-  with ThreadPoolExecutor(os.cpu_count()) as pool:
+  with ThreadPoolExecutor(usable_cores()) as pool:
     samples = list(pool.map(_sample, range(len(details)), details, names))
   body = "".join(
     [
@@ -139,7 +140,7 @@ def _pictures(
     for name, d in zip(names, details, strict=True)
     if d["sample_info"]["key"] in images
   }
-  with ThreadPoolExecutor(os.cpu_count()) as pool:
+  with ThreadPoolExecutor(usable_cores()) as pool:
     urls = pool.map(_data_url, files.values())
     return dict(zip(files, urls, strict=True)), names
 

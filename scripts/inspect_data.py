@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from tqdm import tqdm
 
 from vrt_jax import cli
+from vrt_jax.cores import usable_cores
 
 if TYPE_CHECKING:
   from scripts.record_view import Tally
@@ -117,7 +118,7 @@ def _tallies(source: "Source", kind: str, args: Args) -> Iterator["Tally"]:
   from scripts.record_view import tally
 
   ranges = _ranges(len(source))
-  workers = os.cpu_count() if args.num_workers is None else args.num_workers
+  workers = usable_cores() if args.num_workers is None else args.num_workers
   workers = min(workers or 0, len(ranges))
   common = (source, kind, args.pictures, args.thinking)
   if workers < 2:

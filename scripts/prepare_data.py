@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 from tqdm import tqdm
 
 from vrt_jax import cli
+from vrt_jax.cores import usable_cores
 
 if TYPE_CHECKING:
   from scripts.prepared_set import Report
@@ -178,7 +179,7 @@ def _prepare_shards(args: Args, tasks: Sequence["ShardTask"]) -> list["ShardRepo
     print(f"{len(reports)} of {len(tasks)} shards are done already")
   damaged = []
   done = sum(sizes[task] for task in reports)
-  num_workers = os.cpu_count() if args.num_workers is None else args.num_workers
+  num_workers = usable_cores() if args.num_workers is None else args.num_workers
   _check_share([*reports.values()], args.max_bad_share, max(1, done) / sum(sizes.values()))
   with tqdm(total=sum(sizes.values()), initial=done, unit="B", unit_scale=True) as bar:
     results = _reports_of_this_process(todo, bar)

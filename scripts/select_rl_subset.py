@@ -13,7 +13,6 @@ same file. Several processes (`vrt_jax.runtime.start_processes`) share every bat
 
 import dataclasses
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from vrt_jax import cli, model_directory
 from vrt_jax.config import GrpoConfig, MeshConfig, NearestMode
+from vrt_jax.cores import usable_cores
 from vrt_jax.data.buckets import check_buckets
 from vrt_jax.data.prompts import (
   PromptExample,
@@ -128,7 +128,7 @@ def score_batches(
   rows = args.batch_size // count
   spare = filler(source, loaded, args)
   largest = args.grpo.prompt_buckets[-1:]
-  with ThreadPoolExecutor(os.cpu_count()) as pool:
+  with ThreadPoolExecutor(usable_cores()) as pool:
     for batch in range(first, -(-len(source) // args.batch_size)):
       start = batch * args.batch_size
       own = range(start + index * rows, start + (index + 1) * rows)

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from tests import tiny
 from vrt_jax.config import MeshConfig
+from vrt_jax.cores import usable_cores
 from vrt_jax.runtime import (
   LOGICAL_AXES,
   CompileCounter,
@@ -171,6 +172,13 @@ def test_cpu_devices_are_as_many_as_the_cores_one_may_use(monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)), raising=False)
     use_cpu_cores(batch)
   assert asked == [("jax_num_cpu_devices", n) for n in (4, 1, 2, 2)]
+
+
+def test_where_cores_are_not_given_out_all_count(monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+  for found, wanted in ((6, 6), (None, 1)):
+    monkeypatch.setattr(os, "cpu_count", lambda n=found: n)
+    assert usable_cores() == wanted
 
 
 def test_compile_counter_sees_compilations_until_it_is_closed():

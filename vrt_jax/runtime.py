@@ -11,6 +11,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vrt_jax.config import MeshConfig
+from vrt_jax.cores import usable_cores
 from vrt_jax.types import TextInputs
 
 T = TypeVar("T")
@@ -330,8 +331,7 @@ def use_cpu_cores(batch_size: int) -> None:
   """
   if jax.distributed.is_initialized():
     return
-  allowed = getattr(os, "sched_getaffinity", None)  # on Linux; taskset and Slurm give some cores
-  cores = len(allowed(0)) if allowed else os.cpu_count() or 1
+  cores = usable_cores()
   devices = 1
   while 2 * devices <= cores and batch_size % (2 * devices) == 0:
     devices *= 2

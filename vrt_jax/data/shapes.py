@@ -18,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from vrt_jax.cores import usable_cores
 from vrt_jax.data.records import (
   EvalRecord,
   TFRecordWriter,
@@ -253,7 +254,7 @@ def write_shapes(
   if num_eval:
     jobs = [_Job(seed, "eval", task, i) for i in range(num_eval)]
     plan.append(("shapes_eval.tfrecord", jobs))
-  records = _run([job for _, jobs in plan for job in jobs], workers or os.cpu_count() or 1)
+  records = _run([job for _, jobs in plan for job in jobs], workers or usable_cores())
   paths = []
   with tqdm(total=num_train + num_eval, disable=not progress, desc="shapes") as bar:
     for name, jobs in plan:

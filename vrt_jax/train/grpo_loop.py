@@ -1,7 +1,6 @@
 """The steps of reinforcement learning: prompts -> rollout -> rewards -> refills -> updates."""
 
 import functools
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int32, UInt8
 
 from vrt_jax.config import GrpoConfig, TrainConfig
+from vrt_jax.cores import usable_cores
 from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.data.pipeline import BatchIterator
 from vrt_jax.rl.groups import (
@@ -73,7 +73,7 @@ def grpo_steps(
   update = CompiledOnce(make_grpo_step(make_optimizer(optim), optim, grpo, config.sft, state))
   parts = (config, workdir, state, frozen, batches, checkpoints, held_out, mesh)
   with (
-    ThreadPoolExecutor(os.cpu_count()) as pool,
+    ThreadPoolExecutor(usable_cores()) as pool,
     Run(*parts, stride=grpo.updates_per_rollout) as run,
   ):
     state, key = run.state, replicate(run.key, mesh)
