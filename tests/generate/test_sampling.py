@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from vrt_jax.generate import sampling as module
-from vrt_jax.generate.sampling import DRAW_BLOCK, Sampling, draw, nucleus, sample
+from vrt_jax.generate.sampling import (
+  DRAW_BLOCK,
+  Sampling,
+  draw,
+  logp_and_entropy,
+  nucleus,
+  sample,
+)
 
 PROBS = np.array([0.05, 0.5, 0.15, 0.3], np.float32)
 NONE = jnp.zeros(4, bool)
@@ -23,6 +30,20 @@ def frequencies(
   tokens = sample(keys(4000), rows, sampling, forbidden)
   assert tokens.dtype == jnp.int32
   return np.bincount(tokens, minlength=4) / 4000
+
+
+@pytest.mark.parametrize("size", [4, 512, 1300])
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_log_probability_and_entropy(monkeypatch: pytest.MonkeyPatch, size: int, platform: str):
+  monkeypatch.setattr(module, "platform", lambda: platform)
+  logits = np.random.default_rng(1).normal(40, 9, (2, 3, size)).astype(np.float32)
+  tokens = np.array([[0, 1, 2], [size - 1, size - 2, size - 3]], np.int32)
+  exact = logits.astype(np.float64) - 40
+  probs = np.exp(exact) / np.exp(exact).sum(-1, keepdims=True)
+  logp, entropy = logp_and_entropy(jnp.asarray(logits), jnp.asarray(tokens))
+  wanted = np.log(np.take_along_axis(probs, tokens[..., None], -1)[..., 0])
+  np.testing.assert_allclose(logp, wanted, atol=1e-4)
+  np.testing.assert_allclose(entropy, -(probs * np.log(probs)).sum(-1), atol=1e-5)
 
 
 def test_greedy_takes_the_best_allowed_token():

@@ -17,7 +17,7 @@ from jax import Array
 from jax.sharding import AbstractMesh
 from jaxtyping import Bool, Float, Int32, Key
 
-from vrt_jax.generate.sampling import Sampling, sample
+from vrt_jax.generate.sampling import Sampling, logp_and_entropy, sample
 from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache
 from vrt_jax.models.qwen3_vl.text import DecodingCache, TextDecoder
 from vrt_jax.models.sa2va import Sa2VA
@@ -214,9 +214,7 @@ def choose(
   token = jnp.where(state.done, ids.pad, token)
   stats = state.stats
   if stats is not None:
-    every = jax.nn.log_softmax(logits / stats.temperature, axis=-1)
-    logp = jnp.take_along_axis(every, token[..., None], axis=-1)[..., 0]
-    entropy = -jnp.sum(jnp.exp(every) * every, axis=-1)
+    logp, entropy = logp_and_entropy(logits / stats.temperature, token)
     stats = stats.replace(
       logps=stats.logps.at[:, :, state.step].set(jnp.where(state.done, 0.0, logp)),
       entropy=stats.entropy + jnp.where(state.done, 0.0, entropy),

@@ -1,5 +1,6 @@
 """Choosing the next token from logits."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -7,8 +8,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int32, Key
 
+from vrt_jax.ops.sharding import platform
+
 DRAW_BLOCK = 512
 """Tokens whose weights are summed before a block is chosen."""
+SUM_BLOCK = 512
+"""Tokens of a row that are reduced first on CPUs, which reduce a long row one by one."""
 DRAWS = 16
 """How often a token is drawn that must lie in the nucleus, before the nucleus is searched for."""
 
@@ -92,6 +97,29 @@ def draw(uniform: Float[Array, "R"], weights: Float[Array, "R V"]) -> Int32[Arra
 def _first_above(sums: Float[Array, "R N"], target: Float[Array, "R 1"]) -> Int32[Array, "R"]:
   """Where running sums first exceed the target, which rounding must not put at their end."""
   return jnp.argmax(sums > jnp.minimum(target, sums[:, -1:] * (1 - 1e-6)), axis=-1)
+
+
+def logp_and_entropy(
+  logits: Float[Array, "*R V"], tokens: Int32[Array, "*R"]
+) -> tuple[Float[Array, "*R"], Float[Array, "*R"]]:
+  """log softmax(logits)[tokens], and the softmax's entropy in nats."""
+  picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+  top = _over_row(jnp.max, logits, -jnp.inf)
+  below = logits - top[..., None]
+  weights = jnp.exp(below)
+  total, product = (_over_row(jnp.sum, x, 0.0) for x in (weights, weights * below))
+  return picked - top - jnp.log(total), jnp.log(total) - product / total
+
+
+def _over_row(
+  reduce: Callable[..., Array], x: Float[Array, "*R V"], neutral: float
+) -> Float[Array, "*R"]:
+  """`reduce` over the last axis."""
+  if platform() == "cpu":
+    rest = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % SUM_BLOCK)]
+    x = jnp.pad(x, rest, constant_values=neutral).reshape(*x.shape[:-1], -1, SUM_BLOCK)
+    x = reduce(x, axis=-1)
+  return reduce(x, axis=-1)
 
 
 def nucleus(logits: Float[Array, "R V"], top_p: float) -> Bool[Array, "R V"]:
