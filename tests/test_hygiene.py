@@ -20,7 +20,7 @@ OUTSIDE = ("configs", "eval", "scripts", "converters")
 MAX_LINES = 400
 
 ROOMS = (
-  ("types", "config", "cli", "code_version", "files", "text_panel"),
+  ("types", "config", "cli", "code_version", "files", "text_panel", "cores"),
   ("runtime", "sizes"),
   ("ops", "partial"),
   ("data", "models", "draw"),

@@ -244,11 +244,6 @@ class GrpoConfig:
   html_every: int = 20
   """Steps between pages that show rollouts; 0 for none."""
 
-  @property
-  def policy_temperature(self) -> float:
-    """Of the log-probabilities that are trained."""
-    return self.temperature if self.tempered else 1.0
-
 
 @dataclass(frozen=True)
 class MeshConfig:

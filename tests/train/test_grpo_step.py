@@ -11,7 +11,7 @@ from flax import nnx
 
 from tests.rl import group_case as case
 from vrt_jax.config import GrpoConfig, OptimConfig, SftLossConfig
-from vrt_jax.rl.policy import GrpoBatch, policy_logps
+from vrt_jax.rl.policy import GrpoBatch, policy_logps, policy_temperature
 from vrt_jax.train.grpo_step import grpo_gradients, make_grpo_step, masks_that_count
 from vrt_jax.train.optim import make_optimizer
 from vrt_jax.train.state import Frozen, TrainState
@@ -163,14 +163,14 @@ def run_with_kl(
 @pytest.mark.parametrize("grpo", [WITH_KL, TEMPERED], ids=["plain", "tempered"])
 def test_objective_with_old_policy_and_reference(grpo: GrpoConfig):
   rng = np.random.default_rng(5)
-  batch = own_logps(case.random_batch(), grpo.policy_temperature)
+  batch = own_logps(case.random_batch(), policy_temperature(grpo))
   moved = batch.completions.logps + rng.uniform(-0.5, 0.5, batch.completions.logps.shape)
   moved = np.where(batch.completions.logps < 0, moved, 0.0).astype(np.float32)
   now = batch.completions.logps
   batch = batch.replace(completions=batch.completions.replace(logps=moved))
   state, frozen = case.state()
   start = logps_of(
-    adapters_off(state.trainable), frozen, case.on_device(batch), grpo.policy_temperature
+    adapters_off(state.trainable), frozen, case.on_device(batch), policy_temperature(grpo)
   )
   metrics = run_with_kl(None, batch, grpo)
   wanted = numpy_metrics(now, np.asarray(start), batch)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int32, UInt8
 
-from vrt_jax.config import Remat
+from vrt_jax.config import GrpoConfig, Remat
 from vrt_jax.generate.decode import last_states
 from vrt_jax.losses.token import token_logps
 from vrt_jax.models.sa2va import Sa2VA
@@ -89,6 +89,11 @@ def completion_states(
   last = last_states(hidden[:, :p], prompts.token_mask)
   last = jnp.broadcast_to(last[:, None, None], (b, g, 1, last.shape[-1]))
   return CompletionStates(before=jnp.concatenate([last, own[:, :, :-1]], axis=2), own=own)
+
+
+def policy_temperature(grpo: GrpoConfig) -> float:
+  """Of the log-probabilities that are trained."""
+  return grpo.temperature if grpo.tempered else 1.0
 
 
 def completion_logps(

@@ -32,6 +32,7 @@ from vrt_jax.generate.sampling import Sampling
 from vrt_jax.models.sa2va import Sa2VA
 from vrt_jax.models.sam2.model import ImageFeatures
 from vrt_jax.ops.sharding import constrain_batch, on_mesh
+from vrt_jax.rl.policy import policy_temperature
 from vrt_jax.types import Completions, VisualFeatures
 
 
@@ -68,7 +69,7 @@ def make_rollout(
   Sample g of row b is drawn from (key, b, g) alone, so it is the same on any `mesh`, over which
   parameters and prompts are divided. LoRA dropout is off, as in the update, so that both compute
   the same function. Log-probabilities are those of the whole vocabulary at
-  `grpo.policy_temperature`; the other settings of sampling do not act on them.
+  `policy_temperature`; the other settings of sampling do not act on them.
   """
 
   @jax.jit
@@ -92,7 +93,7 @@ def _rollout(
   b, g, n, m = hidden.shape[0], grpo.group_size, grpo.max_new_tokens, grpo.max_masks
   keys = row_keys(key, b, g)
   state = start_groups(cache, prompts, keys, hidden.shape[-1], n, m, ids.pad)
-  stats = TokenStats(jnp.zeros((b, g, n)), jnp.zeros((b, g)), grpo.policy_temperature)
+  stats = TokenStats(jnp.zeros((b, g, n)), jnp.zeros((b, g)), policy_temperature(grpo))
   state = state.replace(stats=stats)
   logits = model.qwen.language_model.logits(last_states(hidden, text.token_mask))
   state = decode(model, state, logits, Sampling(grpo.temperature, grpo.top_p), ids)

@@ -21,6 +21,7 @@ from vrt_jax.rl.policy import (
   completion_logps,
   completion_states,
   policy_logps,
+  policy_temperature,
   seg_states,
 )
 from vrt_jax.train.state import Frozen, TrainState
@@ -64,7 +65,7 @@ def policy_terms(
   loss, _ = grpo_loss(flat, mask, advantages, normalisation=grpo.normalisation, **clipping)
   kl = jnp.zeros(())
   if grpo.kl_weight:
-    reference = policy_logps(without_lora(model), batch, grpo.policy_temperature)
+    reference = policy_logps(without_lora(model), batch, policy_temperature(grpo))
     kl = kl_divergence(flat, reference.reshape(rows, n), mask, grpo.normalisation)
   return {
     "loss/policy": loss / totals.samples,
@@ -118,7 +119,7 @@ def update_loss(
   states = completion_states(
     model, batch.prompts, batch.rope_deltas, batch.visual, batch.completions.tokens, remat=remat
   )
-  logps = completion_logps(model, states, batch.completions, grpo.policy_temperature)
+  logps = completion_logps(model, states, batch.completions, policy_temperature(grpo))
   metrics = policy_terms(model, logps, batch, totals, grpo)
   metrics |= {"loss/mask_bce": jnp.zeros(()), "loss/mask_dice": jnp.zeros(())}
   if grpo.mask_loss != "off":
