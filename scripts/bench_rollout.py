@@ -1,7 +1,7 @@
 """How fast a group of samples comes from one prompt, here and in transformers.
 
 The random model of middle size, a prompt of 256 visual and 64 text tokens, the same weights on both
-sides, float32. Ours is the rollout of RL: text with log-probabilities, SAM 2 (small) and masks;
+sides, float32. Ours is the rollout of RL: text with log-probabilities, a tiny SAM 2 and masks;
 transformers' `generate` with num_return_sequences writes the text alone. No sample ends early. The
 sides take turns, and medians of wall-clock time are compared; programs are compiled before.
 """

@@ -15,7 +15,7 @@ from scripts.bench_runs import gemm_gflops, medians, memory_gbytes
 from vrt_jax.config import Sam2Config
 
 LANGUAGE = replace(MODEL, sam2=Sam2Config())
-"""SAM 2 small, where only the language half is measured."""
+"""A tiny SAM 2, where only the language half is measured."""
 LONG = ((896, 1792), 300)
 """(height, width) and text tokens of the reference's longest prompt: 1568 visual tokens."""
 PREDICT_TOKENS, PREDICT_MASKS, PICTURE_SIZE = 128, 5, (1024, 1024)
