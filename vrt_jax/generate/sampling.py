@@ -12,8 +12,6 @@ from vrt_jax.ops.sharding import platform
 
 DRAW_BLOCK = 512
 """Tokens whose weights are summed before a block is chosen."""
-SUM_BLOCK = 512
-"""Tokens of a row that are reduced first on CPUs, which reduce a long row one by one."""
 DRAWS = 16
 """How often a token is drawn that must lie in the nucleus, before the nucleus is searched for."""
 
@@ -83,8 +81,7 @@ def draw(uniform: Float[Array, "R"], weights: Float[Array, "R V"]) -> Int32[Arra
   One random number a row, where the Gumbel trick takes one a token: at 152 k tokens these are a
   fifth of decoding on a CPU. The sum runs over blocks and then inside one.
   """
-  rows, size = weights.shape
-  blocks = jnp.pad(weights, ((0, 0), (0, -size % DRAW_BLOCK))).reshape(rows, -1, DRAW_BLOCK)
+  blocks = _blocks(weights, 0.0)
   sums = jnp.sum(blocks, axis=-1)
   before = jnp.cumsum(sums, axis=-1)
   target = uniform[:, None] * before[:, -1:]
@@ -114,12 +111,16 @@ def logp_and_entropy(
 def _over_row(
   reduce: Callable[..., Array], x: Float[Array, "*R V"], neutral: float
 ) -> Float[Array, "*R"]:
-  """`reduce` over the last axis."""
+  """`reduce` over the last axis; CPUs reduce a long row on one core, so blocks of it come first."""
   if platform() == "cpu":
-    rest = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % SUM_BLOCK)]
-    x = jnp.pad(x, rest, constant_values=neutral).reshape(*x.shape[:-1], -1, SUM_BLOCK)
-    x = reduce(x, axis=-1)
+    x = reduce(_blocks(x, neutral), axis=-1)
   return reduce(x, axis=-1)
+
+
+def _blocks(x: Float[Array, "*R V"], fill: float) -> Float[Array, "*R K block"]:
+  """The last axis in blocks of `DRAW_BLOCK`, the last of which is filled up."""
+  rest = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % DRAW_BLOCK)]
+  return jnp.pad(x, rest, constant_values=fill).reshape(*x.shape[:-1], -1, DRAW_BLOCK)
 
 
 def nucleus(logits: Float[Array, "R V"], top_p: float) -> Bool[Array, "R V"]:
