@@ -31,10 +31,10 @@ class Args:
   """Recipe file."""
   topology: str
   """Chip and shape: v5e:4x4, v6e:2x4, v5p:4x4x8, .."""
-  program: Literal["sft", "prefill", "rollout", "grpo"] = "sft"
+  program: Literal["sft", "prefill", "decode", "rollout", "grpo"] = "sft"
   batch_per_chip: int = 0
   """Samples a chip, for rollout and grpo prompts a chip; 0 for the recipe's batch over the chips
-  (eval.batch_size for prefill)."""
+  (eval.batch_size for prefill and decode)."""
   tokens: int = 0
   """Sequence length; 0 for the first bucket of the recipe."""
   hlo: Path | None = None
@@ -55,9 +55,9 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
   chip = chip_of(args.topology)
   mesh = aot_programs.topology_mesh(args.topology, config.mesh)
   rows = batch_parts(mesh)
-  is_prefill = args.program == "prefill"
+  evaluates = args.program in ("prefill", "decode")
   batch = args.batch_per_chip * mesh.size or (
-    config.eval.batch_size if is_prefill else config.optim.batch_size
+    config.eval.batch_size if evaluates else config.optim.batch_size
   )
   if batch % rows:
     raise ValueError(f"a batch of {batch} does not divide over data x fsdp = {rows}")
@@ -99,7 +99,8 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
 
 
 def _first_bucket(program: str, config: TrainConfig) -> tuple[int, int]:
-  buckets = {"sft": config.data.buckets, "prefill": config.eval.prompt_buckets}
+  prompts = config.eval.prompt_buckets
+  buckets = {"sft": config.data.buckets, "prefill": prompts, "decode": prompts}
   return buckets.get(program, config.grpo.prompt_buckets)[0]
 
 
@@ -111,6 +112,8 @@ def _model_flops(program: str, config: TrainConfig, bucket: tuple[int, int]):
     return model_flops.sft_flops(model, *bucket, config.data.num_objects, trainable == "all")
   if program == "prefill":
     return model_flops.prefill_flops(model, *bucket)
+  if program == "decode":
+    return model_flops.decode_flops(model, bucket[0], config.eval.max_new_tokens)
   if program == "rollout":
     return model_flops.rollout_flops(model, grpo, *bucket)
   return model_flops.grpo_flops(model, grpo, bucket[0], trainable == "adapters")

@@ -10,7 +10,14 @@ from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vrt_jax.config import MeshConfig, TrainConfig
-from vrt_jax.generate.decode import GenerationInputs, TokenIds, prefill
+from vrt_jax.generate.decode import (
+  DecodeState,
+  GenerationInputs,
+  TokenIds,
+  decode,
+  prefill,
+)
+from vrt_jax.generate.sampling import Sampling
 from vrt_jax.models.sa2va import abstract_sa2va
 from vrt_jax.ops.sharding import on_mesh
 from vrt_jax.rl.policy import GrpoBatch
@@ -158,11 +165,16 @@ def _prompts(
   return GenerationInputs(text, vision, deltas, grounding)
 
 
-def lower_prefill(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]) -> Lowered:
-  """The prompts' pass into a new cache with room for `config.eval.max_new_tokens`."""
+def _merged_parameters(config: TrainConfig, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State]:
+  """Of the model without adapters, in its compute dtype."""
   merged = dataclasses.replace(config.model, lora=dataclasses.replace(config.model.lora, rank=0))
   graphdef, params = nnx.split(abstract_sa2va(merged))
-  params = _placed(params, mesh, jnp.dtype(merged.compute_dtype))
+  return graphdef, _placed(params, mesh, jnp.dtype(merged.compute_dtype))
+
+
+def lower_prefill(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]) -> Lowered:
+  """The prompts' pass into a new cache with room for `config.eval.max_new_tokens`."""
+  graphdef, params = _merged_parameters(config, mesh)
   prompts = _prompts(config, mesh, batch, bucket)
 
   def run(params: nnx.State, prompts: GenerationInputs):
@@ -172,6 +184,47 @@ def lower_prefill(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int
 
   parts = {"parameters": params, "batch": prompts}
   return Lowered(jax.jit(run).lower(params, prompts), parts)
+
+
+def lower_decode(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]) -> Lowered:
+  """All tokens of `batch` samples, greedily, after `lower_prefill`."""
+  graphdef, params = _merged_parameters(config, mesh)
+  settings = config.eval
+
+  def start(params: nnx.State, prompts: GenerationInputs):
+    model = nnx.merge(graphdef, params)
+    return prefill(model, prompts, settings.max_new_tokens, settings.max_masks, IDS)
+
+  def run(params: nnx.State, state: DecodeState, logits: jax.Array) -> DecodeState:
+    with on_mesh(mesh.abstract_mesh):
+      return decode(nnx.merge(graphdef, params), state, logits, Sampling(), IDS)
+
+  state, logits = jax.eval_shape(start, params, _prompts(config, mesh, batch, bucket))
+  state, logits = _placed_samples(state, mesh), _rows(logits, mesh)
+  parts = {
+    "language model": params["qwen"]["language_model"],
+    "cache": state.cache,
+    "state": (state.replace(cache=None), logits),
+  }
+  return Lowered(jax.jit(run, donate_argnums=1).lower(params, state, logits), parts)
+
+
+def _rows(tree: object, mesh: Mesh, axis: int = 0) -> object:
+  """Samples over the mesh; numbers are whole on every chip."""
+  return jax.tree.map(
+    lambda x: (
+      jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh, axis))
+      if x.ndim
+      else _whole(x, mesh)
+    ),
+    tree,
+  )
+
+
+def _placed_samples(state: DecodeState, mesh: Mesh) -> DecodeState:
+  cache = _rows(state.cache, mesh, 1)  # layers come first
+  cache = cache.replace(prompt_mask=_rows(state.cache.prompt_mask, mesh))
+  return _rows(state.replace(cache=None), mesh).replace(cache=cache)
 
 
 def lower_rollout(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]) -> Lowered:
@@ -230,6 +283,7 @@ def lower_grpo(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, i
 PROGRAMS = {
   "sft": lower_sft,
   "prefill": lower_prefill,
+  "decode": lower_decode,
   "rollout": lower_rollout,
   "grpo": lower_grpo,
 }

@@ -10,7 +10,8 @@ from pathlib import Path
 import jax
 
 from scripts.chips import GIB, Chip
-from scripts.hlo import COLLECTIVES, Computation, Instruction, Program
+from scripts.hlo import COLLECTIVES, Program
+from scripts.hlo_text import Computation, Instruction
 
 _ASYNC_COPIES = ("copy-start", "copy-done", "slice-start", "slice-done")
 

@@ -21,6 +21,7 @@ from vrt_jax.files import write_whole
 SFT = "--config configs/vrt_sa2va_4b_qwen3_sft.py"
 GRPO = "--config configs/vrt_qwen3_4b_grpo.py"
 PREFILL = f"{SFT} --program prefill --batch-per-chip 1"
+DECODE = f"{SFT} --program decode"
 FULL = "--model.lora.rank 0 --optim.trainable all"
 DIVIDED = "--mesh.data 4 --mesh.fsdp 64"
 """256 divides none of SAM 2's widths, 64 divides most."""
@@ -47,6 +48,10 @@ ROWS: dict[str, str] = {
   "v6e24_prefill": f"{PREFILL} --topology v6e:2x4",
   "v6e44_prefill": f"{PREFILL} --topology v6e:4x4",
   "v5p448_prefill": f"{PREFILL} --topology v5p:4x4x8",
+  "v5e44_decode_1": f"{DECODE} --topology v5e:4x4 --batch-per-chip 1",
+  "v5e44_decode_4": f"{DECODE} --topology v5e:4x4 --batch-per-chip 4",
+  "v6e24_decode_4": f"{DECODE} --topology v6e:2x4 --batch-per-chip 4",
+  "v5p448_decode_8": f"{DECODE} --topology v5p:4x4x8 --batch-per-chip 8",
   "v5e44_rollout": f"{GRPO} --topology v5e:4x4 --program rollout",
   "v5e44_grpo": f"{GRPO} --topology v5e:4x4 --program grpo",
   "v6e44_rollout": f"{GRPO} --topology v6e:4x4 --program rollout",

@@ -8,122 +8,22 @@ that is only sliced the slice alone does.
 
 import math
 import re
-from dataclasses import dataclass, field
 from functools import cached_property
 
-DTYPE_BYTES = {
-  "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
-  "f32": 4, "s64": 8, "u64": 8, "f64": 8,
-}  # fmt: skip
+from scripts.hlo_text import Computation, Instruction, parse_program
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](?:\{([^}]*)\})?")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.+)$")
-_OPCODE = re.compile(r"(?:^|[\s)}\]])([a-z][\w\-]*)\(")
-_COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$")
 _NO_TRAFFIC = (
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
   "after-all", "partition-id", "opt-barrier", "async-start", "async-update",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ArrayType:
-  """An array of the program."""
-
-  dtype: str
-  shape: tuple[int, ...]
-  in_hbm: bool
-
-  @property
-  def nbytes(self) -> int:
-    """Size without padding."""
-    return DTYPE_BYTES.get(self.dtype, 0) * math.prod(self.shape)
-
-
-@dataclass
-class Instruction:
-  """One operation."""
-
-  name: str
-  opcode: str
-  types: list[ArrayType]
-  operands: list[str]
-  text: str
-  is_root: bool
-
-  def attribute(self, name: str) -> str | None:
-    """The value of `name=..` up to the next comma outside brackets."""
-    match = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^,\s]+)", self.text)
-    return match[1] if match else None
-
-  @property
-  def callees(self) -> list[str]:
-    """Computations that it runs."""
-    return re.findall(
-      r"(?:calls|to_apply|condition|body|branch_computations)=\{?%([\w.\-]+)", self.text
-    )
-
-
-@dataclass
-class Computation:
-  """Instructions by name, in order."""
-
-  name: str
-  instructions: dict[str, Instruction] = field(default_factory=dict)
-
-  @property
-  def root(self) -> Instruction:
-    """What it gives."""
-    return next(i for i in self.instructions.values() if i.is_root)
-
-  def parameter(self, number: int) -> str | None:
-    """Name of an input."""
-    wanted = f"parameter({number})"
-    return next((i.name for i in self.instructions.values() if wanted in i.text), None)
-
-
-def parse_instruction(line: str) -> Instruction | None:
-  """One line of a computation."""
-  match = _INSTRUCTION.match(line)
-  if not match:
-    return None
-  rest = match[3]
-  opcode = _OPCODE.search(rest)
-  if not opcode:
-    return None
-  types = [
-    ArrayType(m[1], tuple(int(n) for n in m[2].split(",") if n), "S(" not in (m[3] or ""))
-    for m in _ARRAY.finditer(rest[: opcode.start(1)])
-  ]
-  depth, end = 1, opcode.end()
-  while end < len(rest) and depth:
-    depth += {"(": 1, ")": -1}.get(rest[end], 0)
-    end += 1
-  operands = re.findall(r"%([\w.\-]+)", rest[opcode.end() : end])
-  return Instruction(match[2], opcode[1], types, operands, rest, bool(match[1]))
-
-
 class Program:
   """A compiled program of one device."""
 
   def __init__(self, text: str):
-    self.computations: dict[str, Computation] = {}
-    self.entry = ""
-    current: Computation | None = None
-    for line in text.splitlines():
-      if header := _COMPUTATION.match(line):
-        current = self.computations.setdefault(header[2], Computation(header[2]))
-        self.entry = header[2] if header[1] else self.entry
-      elif line == "}":
-        current = None
-      elif current is not None and (instruction := parse_instruction(line)):
-        current.instructions[instruction.name] = instruction
-    for computation in self.computations.values():
-      for instruction in computation.instructions.values():
-        if instruction.opcode == "async-start":
-          wrapped = self.computations[instruction.callees[0]].root.opcode
-          if wrapped in ("slice", "copy"):
-            instruction.opcode = f"{wrapped}-start"
+    self.computations, self.entry = parse_program(text)
 
   @cached_property
   def runs(self) -> dict[str, float]:
@@ -254,8 +154,11 @@ class Program:
         total += self._bytes_read(inner, user.name, whole)
       elif user.opcode == "fusion":
         callee = self.computations[user.callees[0]]
-        numbers = [n for n, operand in enumerate(user.operands) if operand == name]
-        total += sum(self._bytes_read(callee, callee.parameter(n), whole) for n in numbers)
+        for number in (n for n, operand in enumerate(user.operands) if operand == name):
+          parameter = callee.parameter(number)
+          total += self._bytes_read(callee, parameter, whole)
+          if _gives_as_it_is(callee, parameter):
+            total += self._bytes_read(inner, user.name, whole)
       elif user.opcode == "dynamic-update-slice" and name not in user.operands[1:]:
         continue  # updated in place
       elif user.opcode != "tuple":
@@ -275,6 +178,14 @@ class Program:
       callee = self.computations[result.callees[0]]
       return self._bytes_written(callee, callee.root.name)
     return float(sum(t.nbytes for t in result.types))
+
+
+def _gives_as_it_is(computation: Computation, parameter: str | None) -> bool:
+  """Whether a parameter is the result, with no more than another shape."""
+  result = computation.root
+  while result.opcode == "bitcast":
+    result = computation.instructions[result.operands[0]]
+  return result.name == parameter
 
 
 def _is_collective(computation: Computation) -> bool:

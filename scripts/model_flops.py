@@ -172,6 +172,21 @@ def prefill_flops(config: ModelConfig, tokens: int, patches: int) -> StepFlops:
   )
 
 
+def decode_flops(config: ModelConfig, prompt: int, new_tokens: int) -> StepFlops:
+  """Of one sample after its prefill; the last token is not fed. Adapters are merged."""
+  fed = new_tokens - 1
+  text = text_flops(config.text, 0, fed, fed)
+  return StepFlops(
+    {
+      "text linears": text.linears,
+      "text attention": attention_flops(
+        config.text, group_pairs(prompt, 1, fed) - group_pairs(prompt, 0, 0)
+      ),
+      "output embedding": text.head,
+    }
+  )
+
+
 def rollout_flops(config: ModelConfig, grpo: GrpoConfig, tokens: int, patches: int) -> StepFlops:
   """Of one prompt and its group, every sample at max_new_tokens; the last token is not fed."""
   g, fed = grpo.group_size, grpo.max_new_tokens - 1

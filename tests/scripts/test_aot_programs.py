@@ -5,11 +5,14 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from scripts import aot, aot_programs, aot_table
 from tests import tiny
 from tests.rl import group_case as case
 from vrt_jax.config import MeshConfig
+from vrt_jax.generate.decode import decode, prefill
+from vrt_jax.generate.sampling import Sampling
 from vrt_jax.ops.splash import PackedBlocks
 from vrt_jax.runtime import make_mesh, put_batch
 from vrt_jax.train.optim import make_optimizer, trainable_filter
@@ -66,6 +69,24 @@ def test_the_update_of_a_group_takes_what_rollout_and_rewards_give():
   rollout = aot_programs.lower_rollout(config, mesh, 2, bucket).lowered
   masks = rollout.out_info.low_res_masks
   assert masks.shape == (2, case.GRPO.group_size, case.GRPO.max_masks, 16, 16)
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers")  # a CPU orders the cache otherwise
+def test_the_loop_over_tokens_goes_on_from_a_prefill():
+  evaluation = dataclasses.replace(CONFIG.eval, max_new_tokens=8, max_masks=case.GRPO.max_masks)
+  config = dataclasses.replace(CONFIG, image=tiny.IMAGE, eval=evaluation)
+  mesh, bucket = make_mesh(MeshConfig()), (case.PROMPT_SLOTS, case.PATCHES)
+  lowered = aot_programs.lower_decode(config, mesh, 2, bucket)
+  merged = dataclasses.replace(CONFIG.model, lora=dataclasses.replace(CONFIG.model.lora, rank=0))
+  model, prompts = tiny.random_model(merged), case.inputs(2)
+  state, logits = prefill(model, prompts, 8, evaluation.max_masks, aot_programs.IDS)
+  language = {"language model": nnx.state(model.qwen.language_model), "cache": state.cache}
+  for part, real in language.items():
+    found = [(x.shape, x.dtype) for x in jax.tree.leaves(lowered.parts[part])]
+    assert found == [(x.shape, x.dtype) for x in jax.tree.leaves(real)]
+  wanted = decode(model, state, logits, Sampling(), aot_programs.IDS).tokens
+  tokens = lowered.lowered.compile()(nnx.state(model), state, logits).tokens
+  np.testing.assert_array_equal(tokens, wanted)
 
 
 @pytest.mark.parametrize("program", aot_programs.PROGRAMS)

@@ -14,7 +14,8 @@ from scripts.aot_report import (
   score_matrix_elements,
 )
 from scripts.chips import CHIPS, chip_of
-from scripts.hlo import Program, parse_instruction
+from scripts.hlo import Program
+from scripts.hlo_text import parse_instruction
 
 TEXT = """
 %fused (param_0.1: f32[4,8,8], param_1.1: s32[]) -> f32[8,8] {
@@ -235,6 +236,33 @@ def test_a_result_that_is_updated_in_place_counts_the_update_alone():
   program = Program(FUSED)
   computation, instruction, _ = find(program, "keep")
   assert program.hbm_bytes(computation, instruction) == 2 * MATRIX  # the update and the second
+
+
+HEAD = """
+%same (p.6: f32[64,8]) -> f32[64,8] {
+  %p.6 = f32[64,8]{1,0:T(8,128)} parameter(0)
+  ROOT %bitcast.6 = f32[64,8]{1,0:T(8,128)} bitcast(%p.6)
+}
+
+%largest (p.7: f32[64,8], p.8: f32[1,8]) -> f32[1,64] {
+  %p.7 = f32[64,8]{1,0:T(8,128)} parameter(0)
+  %p.8 = f32[1,8]{1,0:T(1,128)S(1)} parameter(1)
+  %table = f32[64,8]{1,0:T(8,128)} fusion(%p.7), kind=kLoop, calls=%same
+  ROOT %logits = f32[1,64]{1,0:T(1,128)} convolution(%p.8, %table), dim_labels=bf_oi->bf
+}
+
+ENTRY %main (t: f32[64,8], h: f32[1,8]) -> f32[1,64] {
+  %t = f32[64,8]{1,0:T(8,128)} parameter(0)
+  %h = f32[1,8]{1,0:T(1,128)S(1)} parameter(1)
+  ROOT %head = f32[1,64]{1,0:T(1,128)S(1)} fusion(%t, %h), kind=kOutput, calls=%largest
+}
+"""
+
+
+def test_a_matrix_that_an_inner_fusion_hands_on_is_read():
+  program = Program(HEAD)
+  computation, instruction, _ = find(program, "head")
+  assert program.hbm_bytes(computation, instruction) == 64 * 8 * 4
 
 
 PREFETCHED = """

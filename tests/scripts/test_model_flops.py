@@ -9,6 +9,7 @@ from flax import nnx
 
 from scripts.model_flops import (
   attention_flops,
+  decode_flops,
   group_pairs,
   grpo_flops,
   prefill_flops,
@@ -75,6 +76,15 @@ def test_4b_is_about_two_flops_a_parameter_and_token():
   text = sa2va_sizes("4B").text
   flops = text_flops(text, 0, 1, 0).linears
   assert flops == 2 * 3_633_315_840
+
+
+def test_a_sample_is_its_prefill_and_its_tokens():
+  model = dataclasses.replace(tiny.MODEL, lora=LoraConfig(rank=0))
+  grpo = dataclasses.replace(case.GRPO, group_size=1, max_new_tokens=7)
+  whole = rollout_flops(model, grpo, TOKENS, 64).parts
+  prompt, tokens = prefill_flops(model, TOKENS, 64).parts, decode_flops(model, TOKENS, 7).parts
+  for name in ("text linears", "text attention", "output embedding"):
+    assert prompt[name] + tokens[name] == whole[name] and tokens[name] > 0
 
 
 def test_a_group_in_one_sequence():
