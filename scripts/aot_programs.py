@@ -1,6 +1,7 @@
 """The programs of a recipe with shapes and shardings in place of arrays, ready to be lowered."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -172,34 +173,37 @@ def _merged_parameters(config: TrainConfig, mesh: Mesh) -> tuple[nnx.GraphDef, n
   return graphdef, _placed(params, mesh, jnp.dtype(merged.compute_dtype))
 
 
-def lower_prefill(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]) -> Lowered:
+def _prefill(
+  config: TrainConfig, mesh: Mesh, graphdef: nnx.GraphDef
+) -> Callable[[nnx.State, GenerationInputs], tuple[DecodeState, jax.Array]]:
   """The prompts' pass into a new cache with room for `config.eval.max_new_tokens`."""
-  graphdef, params = _merged_parameters(config, mesh)
-  prompts = _prompts(config, mesh, batch, bucket)
 
-  def run(params: nnx.State, prompts: GenerationInputs):
+  def run(params: nnx.State, prompts: GenerationInputs) -> tuple[DecodeState, jax.Array]:
     with on_mesh(mesh.abstract_mesh):
       model = nnx.merge(graphdef, params)
       return prefill(model, prompts, config.eval.max_new_tokens, config.eval.max_masks, IDS)
 
+  return run
+
+
+def lower_prefill(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]) -> Lowered:
+  """The prompts' pass in an evaluation."""
+  graphdef, params = _merged_parameters(config, mesh)
+  prompts = _prompts(config, mesh, batch, bucket)
   parts = {"parameters": params, "batch": prompts}
-  return Lowered(jax.jit(run).lower(params, prompts), parts)
+  return Lowered(jax.jit(_prefill(config, mesh, graphdef)).lower(params, prompts), parts)
 
 
 def lower_decode(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]) -> Lowered:
-  """All tokens of `batch` samples, greedily, after `lower_prefill`."""
+  """All tokens of `batch` samples after `lower_prefill`, greedily."""
   graphdef, params = _merged_parameters(config, mesh)
-  settings = config.eval
-
-  def start(params: nnx.State, prompts: GenerationInputs):
-    model = nnx.merge(graphdef, params)
-    return prefill(model, prompts, settings.max_new_tokens, settings.max_masks, IDS)
+  prompts = _prompts(config, mesh, batch, bucket)
 
   def run(params: nnx.State, state: DecodeState, logits: jax.Array) -> DecodeState:
     with on_mesh(mesh.abstract_mesh):
       return decode(nnx.merge(graphdef, params), state, logits, Sampling(), IDS)
 
-  state, logits = jax.eval_shape(start, params, _prompts(config, mesh, batch, bucket))
+  state, logits = jax.eval_shape(_prefill(config, mesh, graphdef), params, prompts)
   state, logits = _placed_samples(state, mesh), _rows(logits, mesh)
   parts = {
     "language model": params["qwen"]["language_model"],
