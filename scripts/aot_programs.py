@@ -11,13 +11,7 @@ from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vrt_jax.config import MeshConfig, TrainConfig
-from vrt_jax.generate.decode import (
-  DecodeState,
-  GenerationInputs,
-  TokenIds,
-  decode,
-  prefill,
-)
+from vrt_jax.generate.decode import DecodeState, GenerationInputs, TokenIds, decode, prefill
 from vrt_jax.generate.sampling import Sampling
 from vrt_jax.models.sa2va import abstract_sa2va
 from vrt_jax.ops.sharding import on_mesh
@@ -256,15 +250,12 @@ def grpo_batch(
   def rows(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=batch_sharding(mesh))
 
-  def placed(tree: object) -> object:
-    return jax.tree.map(lambda x: rows(x.shape[1:], x.dtype), tree)
-
   return GrpoBatch(
     prompts=prompts.text,
     rope_deltas=prompts.rope_deltas,
-    visual=placed(out.visual),
-    image=placed(out.image),
-    completions=placed(out.completions),
+    visual=_rows(out.visual, mesh),
+    image=_rows(out.image, mesh),
+    completions=_rows(out.completions, mesh),
     advantages=rows((grpo.group_size,), jnp.float32),
     credit=rows((grpo.group_size, grpo.max_new_tokens), jnp.float32),
     best=rows((), jnp.int32),
