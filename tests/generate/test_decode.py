@@ -1,6 +1,7 @@
 """Cached decoding against full forward passes, and the masks of generated [SEG] tokens."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +128,24 @@ def test_layers_one_by_one_and_in_a_scan_say_the_same(monkeypatch):
   jax.clear_caches()
   np.testing.assert_array_equal(out.tokens, expected.tokens)
   np.testing.assert_allclose(out.low_res_masks, expected.low_res_masks, rtol=1e-4, atol=1e-4)
+
+
+def test_a_token_is_written_to_the_cache_in_place():
+  """No copy of keys or values, which alone have so many slots as last axis, on CPUs."""
+  slots = 11
+  lowered = generate.lower(
+    *nnx.split(tiny.loaded().model),
+    inputs(),
+    jax.random.key(0),
+    max_new_tokens=slots,
+    max_masks=MAX_MASKS,
+    sampling=GREEDY,
+    ids=ids(),
+  )
+  computations = re.split(r"^}", lowered.compile().as_text(), flags=re.MULTILINE)
+  written = rf"dynamic-update-slice\S* = f32\[[\d,]+,{slots}\]"
+  (body,) = [text for text in computations if re.search(written, text)]
+  assert not re.search(rf"= f32\[[\d,]+,{slots}\]\S* copy\(", body)
 
 
 def decoding_cache():

@@ -8,7 +8,12 @@ import pytest
 from vrt_jax.ops import group_attention as module
 from vrt_jax.ops.attention import attention
 from vrt_jax.ops.attention_mask import AttentionMask
-from vrt_jax.ops.group_attention import PackedMask, group_attention, packed_attention
+from vrt_jax.ops.group_attention import (
+  PackedMask,
+  group_attention,
+  packed_attention,
+  step_attention,
+)
 
 B, G, P, N = 2, 3, 13, 21
 LENGTHS = (13, 9)
@@ -93,3 +98,32 @@ def test_large_scores_of_one_block_leave_the_other_without_overflow():
   found = packed_attention(q, big, v, PackedMask(PROMPT_MASK, G))
   rows = rows_that_count()
   np.testing.assert_allclose(found[rows], one_by_one(q, big, v)[rows], rtol=1e-4, atol=1e-4)
+
+
+def slots_last(x: jax.Array) -> jax.Array:
+  return jnp.moveaxis(x, -3, -1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_step_equals_a_group_of_one_query(dtype: jnp.dtype):
+  """With keys in the order of CPUs; slots after the query's hold numbers that must not count."""
+  q, k, v = (x.astype(dtype) for x in arrays())
+  (prompt_k, own_k), (prompt_v, own_v) = (
+    (x[:, :P], x[:, P:].reshape(B, G, N, *x.shape[2:])) for x in (k, v)
+  )
+  queries = q[:, P:].reshape(B, G, N, *q.shape[2:])
+  own = [slots_last(x).reshape(-1, x.shape[-1], N) for x in (own_k, own_v)]
+  prompt = [slots_last(x) for x in (prompt_k, prompt_v)]
+  for slot in (0, 7, N - 1):
+    found = step_attention(queries[:, :, slot], *prompt, PROMPT_MASK, *own, jnp.int32(slot))
+    wanted = group_attention(
+      queries[:, :, slot, None], prompt_k, prompt_v, PROMPT_MASK, own_k, own_v, jnp.array([slot])
+    )[:, :, 0]
+    assert found.dtype == dtype
+    a, b = np.asarray(found, np.float32), np.asarray(wanted, np.float32)
+    np.testing.assert_allclose(a, b, atol=1e-5 if dtype == jnp.float32 else 2e-2)
+  first, last = (
+    step_attention(queries[:, :, 0], *prompt, PROMPT_MASK, *own, jnp.int32(slot))
+    for slot in (0, N - 1)
+  )
+  assert np.abs(np.asarray(first - last, np.float32)).max() > 0.05

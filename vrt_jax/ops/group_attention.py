@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int32
 
 from vrt_jax.ops.attention import MAX_UNCHUNKED, QUERY_CHUNK, attention
@@ -102,11 +103,48 @@ def _attend(
   own = product("bgtkjh,bgskh->bgktjs", q, k) * scale
   allowed = jnp.arange(k.shape[2]) <= slots[:, None]  # [T, S]
   own = jnp.where(allowed[:, None], own, MASKED)
-  own_max = jnp.moveaxis(own.max(-1, keepdims=True), 1, 2)
-  largest = jax.lax.stop_gradient(jnp.maximum(shared.max(-1, keepdims=True), own_max))
-  shared = jnp.exp(shared - largest)  # [B, K, G, T, J, P]
-  own = jnp.exp(own - jnp.moveaxis(largest, 2, 1))  # [B, G, K, T, J, S]
-  total = jnp.moveaxis(shared.sum(-1), 1, 3) + jnp.moveaxis(own.sum(-1), 2, 3)  # [B, G, T, K, J]
+  shared, own, total = _weights(shared, own)
   out = product("bkgtjp,bpkh->bgtkjh", shared.astype(v.dtype), prompt_v)
   out = out + product("bgktjs,bgskh->bgtkjh", own.astype(v.dtype), v)
-  return (out / total[..., None]).astype(v.dtype)
+  return (out / jnp.moveaxis(total, 2, 3)[..., None]).astype(v.dtype)
+
+
+def step_attention(
+  q: Float[Array, "B G N H"],
+  prompt_k: Float[Array, "B K H P"],
+  prompt_v: Float[Array, "B K H P"],
+  prompt_mask: Bool[Array, "B P"],
+  k: Float[Array, "BGK H S"],
+  v: Float[Array, "BGK H S"],
+  slot: ArrayLike,
+) -> Float[Array, "B G N H"]:
+  """`group_attention` of one query a sample, of slot `slot`, to keys whose slots lie side by side.
+
+  CPUs multiply matrices in this order; from the other one they would copy at every token.
+  """
+  b, g, _, h = q.shape
+  queries = q.reshape(b, g, prompt_k.shape[1], -1, h)
+
+  def product(form: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(form, x, y.astype(q.dtype), preferred_element_type=jnp.float32)
+
+  shared = product("bgkjh,bkhp->bkgjp", queries, prompt_k) * h**-0.5
+  shared = jnp.where(prompt_mask[:, None, None, None], shared, MASKED)
+  own = product("njh,nhs->njs", queries.reshape(len(k), -1, h), k) * h**-0.5
+  own = jnp.where(jnp.arange(k.shape[-1]) <= slot, own, MASKED)
+  shared, own, total = _weights(shared, own.reshape(*queries.shape[:4], -1))
+  out = product("bkgjp,bkhp->bgkjh", shared.astype(q.dtype), prompt_v)
+  own = own.reshape(len(k), -1, k.shape[-1]).astype(q.dtype)
+  out = out + product("njs,nhs->njh", own, v).reshape(out.shape)
+  return (out / total[..., None]).astype(q.dtype).reshape(q.shape)
+
+
+def _weights(
+  shared: Float[Array, "B K G *R P"], own: Float[Array, "B G K *R S"]
+) -> tuple[Float[Array, "B K G *R P"], Float[Array, "B G K *R S"], Float[Array, "B G K *R"]]:
+  """Scores of two blocks -> the weights of one softmax over both, and their sum, to divide by."""
+  own_max = jnp.moveaxis(own.max(-1, keepdims=True), 1, 2)
+  largest = jax.lax.stop_gradient(jnp.maximum(shared.max(-1, keepdims=True), own_max))
+  shared = jnp.exp(shared - largest)
+  own = jnp.exp(own - jnp.moveaxis(largest, 2, 1))
+  return shared, own, jnp.moveaxis(shared.sum(-1), 1, 2) + own.sum(-1)

@@ -33,9 +33,8 @@ def linear(
 def _few_rows(x: Float[Array, "R in"], weight: Float[Array, "out in"]) -> Float[Array, "R out"]:
   """float32."""
   if x.dtype != jnp.float32:
-    if len(x) > 1:
-      return jnp.einsum("ri,oi->ro", x, weight, preferred_element_type=jnp.float32)
-    return jnp.sum(weight.astype(jnp.float32) * x.astype(jnp.float32), axis=-1)[None]
+    rows = jax.lax.optimization_barrier(jnp.pad(x, ((0, max(0, 2 - len(x))), (0, 0))))
+    return jnp.einsum("ri,oi->ro", rows, weight, preferred_element_type=jnp.float32)[: len(x)]
   if len(x) == 1:
     return jnp.einsum("ri,oi->ro", x, weight)
   columns = jax.lax.optimization_barrier(x.T)  # else the transpose is undone and weights move

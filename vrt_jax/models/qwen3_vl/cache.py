@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from vrt_jax.config import TextConfig
 from vrt_jax.ops.attention import attention
 from vrt_jax.ops.attention_mask import AttentionMask
-from vrt_jax.ops.group_attention import group_attention
+from vrt_jax.ops.group_attention import group_attention, step_attention
 from vrt_jax.ops.sharding import constrain_batch
 
 
@@ -77,11 +77,15 @@ class GroupCache:
     prompt = jax.lax.optimization_barrier(
       [jnp.moveaxis(x, 2, -1) for x in (self.prompt.k, self.prompt.v)]
     )
+
+    def own(x: Float[Array, "B G S K H"]) -> Float[Array, "BGK H S"]:
+      return jnp.moveaxis(x, 2, -1).reshape(-1, x.shape[-1], x.shape[2])
+
     return tuple(
       LayerCache(
         *(x[i] for x in prompt),
         self.prompt_mask,
-        *(jnp.moveaxis(x[i], 2, -1) for x in (self.k, self.v)),
+        *(own(x[i]) for x in (self.k, self.v)),
       )
       for i in range(self.k.shape[0])
     )
@@ -107,34 +111,33 @@ class GroupCache:
 
 @struct.dataclass
 class LayerCache:
-  """A `GroupCache` of one layer whose slots lie side by side.
+  """A `GroupCache` of one layer, as `step_attention` reads it.
 
-  CPUs multiply matrices in this order; from the other one they would copy at every token.
+  A sample's heads count as rows: with axes of their own, XLA's CPU compiler, which drops those of
+  length one, would write the new slot once for attention and once for the next token, and copy the
+  array for that at every token.
   """
 
   prompt_k: Float[Array, "B K H P"]
   prompt_v: Float[Array, "B K H P"]
   prompt_mask: Bool[Array, "B P"]
-  k: Float[Array, "B G K H S"]
-  v: Float[Array, "B G K H S"]
+  k: Float[Array, "BGK H S"]
+  v: Float[Array, "BGK H S"]
 
   def write(
     self, layer: None, slot: ArrayLike, k: Float[Array, "B G K H"], v: Float[Array, "B G K H"]
   ) -> "LayerCache":
     """As of GroupCache."""
-    start = (0, 0, 0, 0, slot)
-    return self.replace(
-      k=_replace(self.k, k[..., None], start), v=_replace(self.v, v[..., None], start)
-    )
+    k, v = (x.reshape(-1, x.shape[-1], 1) for x in (k, v))
+    start = (0, 0, slot)
+    return self.replace(k=_replace(self.k, k, start), v=_replace(self.v, v, start))
 
   def attend(
     self, layer: None, slot: ArrayLike, q: Float[Array, "B G N H"], mask: None = None
   ) -> Float[Array, "B G N H"]:
     """As of GroupCache."""
-    prompt = (jnp.moveaxis(x, -1, 1).astype(q.dtype) for x in (self.prompt_k, self.prompt_v))
-    own = (jnp.moveaxis(x, -1, 2).astype(q.dtype) for x in (self.k, self.v))
-    slots = jnp.reshape(slot, 1)
-    return group_attention(q[:, :, None], *prompt, self.prompt_mask, *own, slots)[:, :, 0]
+    prompt = self.prompt_k, self.prompt_v, self.prompt_mask
+    return step_attention(q, *prompt, self.k, self.v, slot)
 
 
 def _empty(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
