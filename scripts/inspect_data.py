@@ -50,7 +50,7 @@ class Args:
   max_bad_share: float = 0.05
   """With --verify: records that may be unusable, as a share; more is exit status 1."""
   num_workers: int | None = None
-  """With --verify: processes; one a CPU unless given, 0 for none."""
+  """With --verify: processes; one a usable core unless given, 0 for none."""
 
 
 def open_source(data: str, kind: str | None) -> tuple["Source", str]:

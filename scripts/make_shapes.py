@@ -36,7 +36,7 @@ class Args:
   shards: int = 1
   """Files the training samples are spread over."""
   workers: int | None = None
-  """Processes; one a CPU unless given."""
+  """Processes; one a usable core unless given."""
   preview: Path | None = None
   """Picture file for a sheet of the first training pictures."""
 

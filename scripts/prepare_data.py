@@ -52,7 +52,7 @@ class Args:
   """Drop training records without reasoning; --no-thinking takes the answer alone, to train with
   data.thinking off."""
   num_workers: int | None = None
-  """Processes, each for one source file at a time; one a CPU unless given, 0 for none."""
+  """Processes, each for one source file at a time; one a usable core unless given, 0 for none."""
   max_bad_share: float = 0.05
   """Records that may be unusable, as a share; more is an error."""
 

@@ -231,7 +231,7 @@ def write_shapes(
     task: "trace" (reasoning questions), or for base training "refer" (requests without traces)
       and "framed" (the same with the marks of a trace).
     num_shards: files the training samples are spread over.
-    workers: processes; one a CPU where None.
+    workers: processes; one a usable core where None.
     progress: whether to show a progress bar.
 
   Returns:
