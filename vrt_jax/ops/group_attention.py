@@ -95,17 +95,14 @@ def _attend(
   """q [B, G, T, K, J, H], J queries a key head -> the same shape."""
   scale = q.shape[-1] ** -0.5
 
-  def product(form: str, x: Array, y: Array) -> Array:
-    return jnp.einsum(form, x, y, preferred_element_type=jnp.float32)
-
-  shared = product("bgtkjh,bpkh->bkgtjp", q, prompt_k) * scale
+  shared = _product("bgtkjh,bpkh->bkgtjp", q, prompt_k) * scale
   shared = jnp.where(prompt_mask[:, None, None, None, None], shared, MASKED)
-  own = product("bgtkjh,bgskh->bgktjs", q, k) * scale
+  own = _product("bgtkjh,bgskh->bgktjs", q, k) * scale
   allowed = jnp.arange(k.shape[2]) <= slots[:, None]  # [T, S]
   own = jnp.where(allowed[:, None], own, MASKED)
   shared, own, total = _weights(shared, own)
-  out = product("bkgtjp,bpkh->bgtkjh", shared.astype(v.dtype), prompt_v)
-  out = out + product("bgktjs,bgskh->bgtkjh", own.astype(v.dtype), v)
+  out = _product("bkgtjp,bpkh->bgtkjh", shared.astype(v.dtype), prompt_v)
+  out = out + _product("bgktjs,bgskh->bgtkjh", own.astype(v.dtype), v)
   return (out / jnp.moveaxis(total, 2, 3)[..., None]).astype(v.dtype)
 
 
@@ -125,18 +122,20 @@ def step_attention(
   b, g, _, h = q.shape
   queries = q.reshape(b, g, prompt_k.shape[1], -1, h)
 
-  def product(form: str, x: Array, y: Array) -> Array:
-    return jnp.einsum(form, x, y.astype(q.dtype), preferred_element_type=jnp.float32)
-
-  shared = product("bgkjh,bkhp->bkgjp", queries, prompt_k) * h**-0.5
+  shared = _product("bgkjh,bkhp->bkgjp", queries, prompt_k) * h**-0.5
   shared = jnp.where(prompt_mask[:, None, None, None], shared, MASKED)
-  own = product("njh,nhs->njs", queries.reshape(len(k), -1, h), k) * h**-0.5
+  own = _product("njh,nhs->njs", queries.reshape(len(k), -1, h), k) * h**-0.5
   own = jnp.where(jnp.arange(k.shape[-1]) <= slot, own, MASKED)
   shared, own, total = _weights(shared, own.reshape(*queries.shape[:4], -1))
-  out = product("bkgjp,bkhp->bgkjh", shared.astype(q.dtype), prompt_v)
+  out = _product("bkgjp,bkhp->bgkjh", shared.astype(q.dtype), prompt_v)
   own = own.reshape(len(k), -1, k.shape[-1]).astype(q.dtype)
-  out = out + product("njs,nhs->njh", own, v).reshape(out.shape)
+  out = out + _product("njs,nhs->njh", own, v).reshape(out.shape)
   return (out / total[..., None]).astype(q.dtype).reshape(q.shape)
+
+
+def _product(form: str, x: Array, y: Array) -> Array:
+  """float32 sums of products in the dtype of x."""
+  return jnp.einsum(form, x, y.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 def _weights(
