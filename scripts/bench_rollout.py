@@ -81,7 +81,8 @@ def our_rollout(subject: Subject, grpo: GrpoConfig) -> Callable[[], np.ndarray]:
   tokenizer = subject.tokenizer
   never = -1  # no token ends a sample
   ids = TokenIds(tokenizer.seg_id, never, tokenizer.endoftext_id, tokenizer.never_sample_ids)
-  frozen, inputs = Frozen(*nnx.split(subject.model)), subject.inputs(subject.prompt())
+  frozen = Frozen(*nnx.split(subject.model)).apart()
+  inputs = subject.inputs(subject.prompt())
   rollout = make_rollout(grpo, ids)
   key = jax.random.key(0)
 

@@ -37,10 +37,12 @@ def prefill(args: SpeedArgs, subject: Subject) -> dict:
 
   from scripts.model_flops import prefill_flops
   from vrt_jax.generate.decode import last_states, read_prompts
+  from vrt_jax.models.stacks import with_layers_apart
 
   prompt = subject.prompt()
   inputs = subject.inputs(prompt)
   graphdef, params = nnx.split(subject.model)
+  params = with_layers_apart(params)
 
   @jax.jit
   def run(params, inputs):
@@ -76,13 +78,14 @@ def decode(args: SpeedArgs, subject: Subject, rows: int, dtype: str = "float32")
 
   from vrt_jax.generate.decode import TokenIds, generate
   from vrt_jax.generate.sampling import Sampling
+  from vrt_jax.models.stacks import with_layers_apart
 
   prompt = subject.prompt()
   inputs = subject.inputs(prompt, rows)
   model = nnx.merge(*nnx.split(subject.model))
   model.config = replace(model.config, compute_dtype=dtype)
   graphdef, params = nnx.split(model)
-  params = jax.tree.map(lambda x: x.astype(dtype), params)
+  params = with_layers_apart(jax.tree.map(lambda x: x.astype(dtype), params))
   tokenizer = subject.tokenizer
   never = -1  # no token ends a sample
   ids = TokenIds(tokenizer.seg_id, never, tokenizer.endoftext_id, tokenizer.never_sample_ids)
@@ -147,9 +150,11 @@ def predict(args: SpeedArgs, subject: Subject, encode_once: bool) -> dict:
   from vrt_jax.generate.decode import TokenIds, generate
   from vrt_jax.generate.predictor import binary_masks
   from vrt_jax.generate.sampling import Sampling
+  from vrt_jax.models.stacks import with_layers_apart
 
   prompt, tokenizer = subject.prompt(), subject.tokenizer
   graphdef, params = nnx.split(subject.model)
+  params = with_layers_apart(params)
   theirs = torch_side(subject)
   seg = repeated_token(theirs.generate(prompt, 1, PREDICT_TOKENS)[0], PREDICT_MASKS)
   never = -1  # no token ends a sample

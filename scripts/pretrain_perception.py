@@ -37,8 +37,9 @@ from vrt_jax.data.positions import vision_layout
 from vrt_jax.data.records import TFRecordSource, parse_train
 from vrt_jax.data.transforms import object_mask
 from vrt_jax.losses.mask import point_bce, point_dice
-from vrt_jax.models.layers import Linear, stack
+from vrt_jax.models.layers import Linear
 from vrt_jax.models.sa2va import Sa2VA
+from vrt_jax.models.stacks import stack
 from vrt_jax.ops.resize import resize_nearest_numpy
 from vrt_jax.runtime import batch_sharding, make_mesh, use_cpu_cores
 from vrt_jax.train.setup import base_model

@@ -120,7 +120,7 @@ def score_batches(
 ) -> Iterator[dict]:
   """Results of the batches from number `first` on, the same on every process."""
   graphdef, params = nnx.split(loaded.model)
-  frozen = Frozen(graphdef, place(params, param_shardings(params, mesh)))
+  frozen = Frozen(graphdef, place(params, param_shardings(params, mesh))).apart()
   rollout = make_rollout(args.grpo, special_ids(loaded.tokenizer), mesh.abstract_mesh)
   reward, key = Reward(args.grpo), jax.random.key(args.seed)
   side = int(loaded.model.config.vision.num_position_embeddings**0.5)

@@ -17,6 +17,7 @@ from vrt_jax.generate.decode import GenerationInputs, TokenIds, generate
 from vrt_jax.generate.sampling import Sampling
 from vrt_jax.metrics.results import PredictedMask
 from vrt_jax.model_directory import Loaded
+from vrt_jax.models.stacks import with_layers_apart
 from vrt_jax.ops.masks import encode_rle
 from vrt_jax.ops.resize import resize_bilinear_numpy
 from vrt_jax.runtime import fetch, param_shardings, place, put_whole_batch, replicate
@@ -105,7 +106,9 @@ class Predictor:
     self._key = replicate(key, mesh) if mesh else key
     self._mesh = mesh
     self._graphdef, params = nnx.split(loaded.model)
-    self._params = place(params, param_shardings(params, mesh)) if mesh else params
+    self._params = (
+      place(params, param_shardings(params, mesh)) if mesh else with_layers_apart(params)
+    )
     tokenizer = loaded.tokenizer
     self._ids = TokenIds(
       seg=tokenizer.seg_id,

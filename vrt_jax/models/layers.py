@@ -108,11 +108,6 @@ def recomputed(body: Callable, *, in_scan: bool = True) -> Callable:
   return jax.checkpoint(body, prevent_cse=not in_scan, policy=KEEP_ATTENTION)
 
 
-def stack(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
-  """`num_layers` modules in one, every parameter with a leading axis L, ready for `lax.scan`."""
-  return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(num_layers))
-
-
 def in_row_blocks(
   f: Callable[[Float[Array, "R D"]], Float[Array, "R E"]], x: Float[Array, "*B D"]
 ) -> Float[Array, "*B E"]:

@@ -143,7 +143,7 @@ class Sampler:
     mesh: Mesh,
     clock: StepClock,
   ):
-    self._grpo, self._frozen, self._batches = config.grpo, frozen, batches
+    self._grpo, self._frozen, self._batches = config.grpo, frozen.apart(), batches
     self._tokenizer, self._pool, self._mesh, self._clock = tokenizer, pool, mesh, clock
     self.reward = Reward(config.grpo)
     self._roll = CompiledOnce(make_rollout(config.grpo, special_ids(tokenizer), mesh.abstract_mesh))

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from vrt_jax.models.sa2va import Sa2VA
+from vrt_jax.models.stacks import with_layers_apart
 from vrt_jax.runtime import param_shardings, place, replicate
 from vrt_jax.train.optim import Filter
 
@@ -34,6 +35,10 @@ class Frozen:
   def merge(self, trainable: nnx.State) -> Sa2VA:
     """The model with the given trainable parameters."""
     return nnx.merge(self.graphdef, trainable, self.params)
+
+  def apart(self) -> "Frozen":
+    """The same for rollouts, see `with_layers_apart`."""
+    return self.replace(params=with_layers_apart(self.params))
 
 
 def _is_on(mesh: Mesh, x: jax.Array) -> bool:

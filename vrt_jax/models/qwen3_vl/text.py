@@ -19,11 +19,11 @@ from vrt_jax.models.layers import (
   LoraLinear,
   RMSNorm,
   draw_dropouts,
-  stack,
   whole_weights,
   with_whole_weights,
 )
 from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache, LayerCache
+from vrt_jax.models.stacks import layer_of, scan_layers, stack
 from vrt_jax.ops.attention import attention
 from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.ops.group_attention import PackedMask, packed_attention
@@ -232,7 +232,7 @@ class TextDecoder(nnx.Module):
 
     def body(carry, layer_inputs):
       x, cache = constrain_batch(carry[0]), carry[1]
-      layer_state, layer, key = layer_inputs
+      layer_state, (layer, key) = layer_inputs
       cached = None if cache is None else _CacheSlice(cache, layer, cache_slot)
       layer_module = nnx.merge(graphdef, whole_weights(layer_state))
       x, cache = layer_module(x, rope, mask, cached, key)
@@ -243,13 +243,13 @@ class TextDecoder(nnx.Module):
     if remat != "none" or divides_weights():
       body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[remat])
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_layers)
-    carry, _ = jax.lax.scan(
+    return scan_layers(
       body,
       (inputs_embeds, cache),
-      (state, jnp.arange(config.num_layers), keys),
+      state,
+      (jnp.arange(config.num_layers), keys),
       unroll=config.num_layers if platform() == "cpu" and config.num_layers <= UNROLLED else 1,
     )
-    return carry
 
   def for_decoding(self, cache: GroupCache) -> tuple["TextDecoder", DecodingCache]:
     """A copy for `next_states` and its cache, made once before the loop over tokens.
@@ -266,11 +266,9 @@ class TextDecoder(nnx.Module):
     if platform() != "cpu":
       return copy, cache
     graphdef, state = nnx.split(copy.layers)
-    layers = [
-      nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state))
-      for i in range(self.config.num_layers)
-    ]
-    copy.layers = nnx.List(layers)
+    copy.layers = nnx.List(
+      nnx.merge(graphdef, layer_of(state, i)) for i in range(self.config.num_layers)
+    )
     return copy, cache.by_layer()
 
   def next_states(

@@ -1,6 +1,5 @@
 """Qwen3-VL vision tower: patches of all images of a sample to visual tokens and DeepStack taps."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -17,10 +16,10 @@ from vrt_jax.models.layers import (
   gelu_tanh,
   in_row_blocks,
   recomputed,
-  stack,
   whole_weights,
   with_whole_weights,
 )
+from vrt_jax.models.stacks import map_layers, scan_layers, stack
 from vrt_jax.ops.attention import attention
 from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.ops.rope import apply_rope, vision_cos_sin
@@ -173,11 +172,12 @@ class VisionTower(nnx.Module):
       return (x, taps), None
 
     taps = jnp.zeros((num_taps, *x.shape), x.dtype)
-    (x, taps), _ = jax.lax.scan(recomputed(body), (x, taps), (state, jnp.asarray(slots)))
-    return x, taps
+    return scan_layers(recomputed(body), (x, taps), state, jnp.asarray(slots))
 
   def _merge_taps(self, taps: Float[Array, "n B P D"]) -> Float[Array, "n B P/4 out"] | None:
     if self.deepstack_merger_list is None:
       return None
     graphdef, state = nnx.split(self.deepstack_merger_list)
-    return jax.vmap(lambda state, tap: nnx.merge(graphdef, state)(tap))(whole_weights(state), taps)
+    return map_layers(
+      lambda state, tap: nnx.merge(graphdef, state)(tap), whole_weights(state), taps
+    )

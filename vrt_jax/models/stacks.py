@@ -1,0 +1,88 @@
+"""Equal layers in one module, whose parameters lead with the layer, and how programs run them."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, struct
+from jax import Array
+
+from vrt_jax.ops.sharding import on_one_cpu
+
+Carry = TypeVar("Carry")
+T = TypeVar("T")
+
+
+@struct.dataclass
+class Apart:
+  """A stacked parameter whose layers are arrays of their own."""
+
+  layers: tuple[Array, ...]
+
+  def __getitem__(self, layer: int) -> Array:
+    return self.layers[layer]
+
+
+def _is_apart(node: object) -> bool:
+  return isinstance(node, Apart)
+
+
+def _any_apart(state: nnx.State) -> bool:
+  return any(map(_is_apart, jax.tree.leaves(state, is_leaf=_is_apart)))
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
+  """`num_layers` modules in one, every parameter with a leading axis L, ready for `scan_layers`."""
+  return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(num_layers))
+
+
+def with_layers_apart(params: nnx.State) -> nnx.State:
+  """Parameters as a program for one CPU reads them fastest; for other devices as they are.
+
+  Such a program would copy every layer out of its stack at each call. Here the layers are views of
+  the stack, which is not copied; arrays that were given to `params` must not be donated.
+  """
+  if not on_one_cpu():
+    return params
+
+  def cut(variable: nnx.Variable) -> nnx.Variable:
+    value, axes = variable.get_value(), variable.get_metadata().get("axes")
+    if axes is None or value.ndim == len(axes) or len(value.sharding.device_set) > 1:
+      return variable
+    return variable.replace(Apart(tuple(jax.device_put(list(np.asarray(value))))))
+
+  return jax.tree.map(cut, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def layer_of(state: nnx.State, layer: int) -> nnx.State:
+  """The parameters of one layer of a stack."""
+  return jax.tree.map(lambda x: x[layer], state, is_leaf=_is_apart)
+
+
+def scan_layers(
+  body: Callable[[Carry, tuple[nnx.State, T]], tuple[Carry, None]],
+  carry: Carry,
+  state: nnx.State,
+  rows: T,
+  *,
+  unroll: int = 1,
+) -> Carry:
+  """The last carry of `jax.lax.scan` over a stack's layers and `rows`, a tree of arrays [L, ..].
+
+  Where a parameter's layers are apart they come one by one.
+  """
+  if not _any_apart(state):
+    return jax.lax.scan(body, carry, (state, rows), unroll=unroll)[0]
+  for i in range(len(jax.tree.leaves(rows)[0])):
+    carry, _ = body(carry, (layer_of(state, i), jax.tree.map(lambda x, i=i: x[i], rows)))
+    carry = jax.lax.optimization_barrier(carry)  # rounded to its dtypes, as a scan's
+  return carry
+
+
+def map_layers(f: Callable[[nnx.State, Array], Array], state: nnx.State, xs: Array) -> Array:
+  """[f(a layer's parameters, a row of xs)] over a stack's layers: `jax.vmap`, or one by one."""
+  if not _any_apart(state):
+    return jax.vmap(f)(state, xs)
+  return jnp.stack([f(layer_of(state, i), x) for i, x in enumerate(xs)])
