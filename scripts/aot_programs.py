@@ -15,9 +15,10 @@ from vrt_jax.generate.decode import DecodeState, GenerationInputs, TokenIds, dec
 from vrt_jax.generate.sampling import Sampling
 from vrt_jax.models.sa2va import abstract_sa2va
 from vrt_jax.ops.sharding import on_mesh
+from vrt_jax.placement import batch_sharding, param_shardings
 from vrt_jax.rl.policy import GrpoBatch
 from vrt_jax.rl.rollout import make_rollout
-from vrt_jax.runtime import MESH_AXES, batch_sharding, mesh_sizes, param_shardings
+from vrt_jax.runtime import MESH_AXES, mesh_sizes
 from vrt_jax.train.grpo_step import make_grpo_step
 from vrt_jax.train.optim import make_optimizer, trainable_filter
 from vrt_jax.train.sft_step import make_sft_step

@@ -33,7 +33,8 @@ from vrt_jax.data.trace import IMAGE_PLACEHOLDER
 from vrt_jax.data.transforms import Prompt, make_prompt, object_mask, pad_inputs
 from vrt_jax.models.layers import Linear
 from vrt_jax.models.qwen3_vl.model import Qwen3VL
-from vrt_jax.runtime import batch_sharding, make_mesh, use_cpu_cores
+from vrt_jax.placement import batch_sharding
+from vrt_jax.runtime import make_mesh, use_cpu_cores
 from vrt_jax.train.optim import trainable_filter
 from vrt_jax.types import TextInputs, VisionInputs
 

@@ -41,7 +41,8 @@ from vrt_jax.data.transforms import Example, collate, make_example, object_mask
 from vrt_jax.losses.token import cross_entropy
 from vrt_jax.models.layers import Linear
 from vrt_jax.models.sa2va import Sa2VA, gather_positions
-from vrt_jax.runtime import batch_sharding, make_mesh, put_batch, use_cpu_cores
+from vrt_jax.placement import batch_sharding, put_batch
+from vrt_jax.runtime import make_mesh, use_cpu_cores
 from vrt_jax.types import IGNORE_INDEX, Batch
 
 PLAIN = DataConfig(thinking=False, buckets=((160, 144),))

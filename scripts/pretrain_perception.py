@@ -41,7 +41,8 @@ from vrt_jax.models.layers import Linear
 from vrt_jax.models.sa2va import Sa2VA
 from vrt_jax.models.stacks import stack
 from vrt_jax.ops.resize import resize_nearest_numpy
-from vrt_jax.runtime import batch_sharding, make_mesh, use_cpu_cores
+from vrt_jax.placement import batch_sharding
+from vrt_jax.runtime import make_mesh, use_cpu_cores
 from vrt_jax.train.setup import base_model
 from vrt_jax.types import VisionInputs
 

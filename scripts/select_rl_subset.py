@@ -39,6 +39,7 @@ from vrt_jax.data.sources import Source, train_source
 from vrt_jax.files import write_whole
 from vrt_jax.model_directory import Loaded
 from vrt_jax.partial import Partial
+from vrt_jax.placement import gather_rows, param_shardings, place, replicate
 from vrt_jax.rl.groups import put_prompts, score_rollout, special_ids
 from vrt_jax.rl.rollout import make_rollout
 from vrt_jax.rl.scoring import Reward
@@ -46,12 +47,8 @@ from vrt_jax.runtime import (
   barrier,
   batch_parts,
   data_share,
-  gather_rows,
   is_leader,
   make_mesh,
-  param_shardings,
-  place,
-  replicate,
   say,
   start_processes,
 )

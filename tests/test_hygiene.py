@@ -22,7 +22,7 @@ MAX_LINES = 400
 ROOMS = (
   ("types", "config", "cli", "code_version", "files", "text_panel", "cores"),
   ("runtime", "sizes"),
-  ("ops", "partial"),
+  ("ops", "partial", "placement"),
   ("data", "models", "draw"),
   ("model_directory", "losses", "metrics"),
   ("generate", "viewer"),

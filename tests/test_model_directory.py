@@ -152,7 +152,8 @@ from flax import nnx
 from tests import tiny
 from vrt_jax import model_directory
 from vrt_jax.config import MeshConfig
-from vrt_jax.runtime import make_mesh, param_shardings
+from vrt_jax.placement import param_shardings
+from vrt_jax.runtime import make_mesh
 assert jax.device_count() == 2
 graphdef, state = nnx.split(tiny.random_model())
 state = jax.device_put(state, param_shardings(state, make_mesh(MeshConfig())))

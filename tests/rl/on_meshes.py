@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from tests.rl import group_case as case
 from tests.train.on_meshes import MESHES, mesh_of
 from vrt_jax.config import SftLossConfig
+from vrt_jax.placement import batch_sharding, place, put_whole_batch, replicate
 from vrt_jax.rl.policy import GrpoBatch
 from vrt_jax.rl.rollout import Rollout, make_rollout
-from vrt_jax.runtime import batch_sharding, place, put_whole_batch, replicate
 from vrt_jax.train.grpo_step import make_grpo_step
 from vrt_jax.train.optim import make_optimizer
 

@@ -10,11 +10,12 @@ import pytest
 from tests import tiny
 from tests.rl import group_case
 from vrt_jax.config import GrpoConfig, MeshConfig
+from vrt_jax.placement import put_batch
 from vrt_jax.rl.credit import mention_credit
 from vrt_jax.rl.groups import make_sample, reward_figures, score_rollout, special_ids, update_batch
 from vrt_jax.rl.rollout import Rollout
 from vrt_jax.rl.scoring import Reward
-from vrt_jax.runtime import make_mesh, put_batch
+from vrt_jax.runtime import make_mesh
 from vrt_jax.types import Completions, PromptTruth
 
 GRPO = GrpoConfig(

@@ -14,7 +14,8 @@ from vrt_jax.config import MeshConfig
 from vrt_jax.generate.decode import decode, prefill
 from vrt_jax.generate.sampling import Sampling
 from vrt_jax.ops.splash import PackedBlocks
-from vrt_jax.runtime import make_mesh, put_batch
+from vrt_jax.placement import put_batch
+from vrt_jax.runtime import make_mesh
 from vrt_jax.train.optim import make_optimizer, trainable_filter
 from vrt_jax.train.state import create_state
 

@@ -18,7 +18,8 @@ from jax.sharding import AxisType, Mesh
 
 from tests import tiny
 from vrt_jax.config import MeshConfig, SftLossConfig
-from vrt_jax.runtime import MESH_AXES, make_mesh, put_batch, replicate
+from vrt_jax.placement import put_batch, replicate
+from vrt_jax.runtime import MESH_AXES, make_mesh
 from vrt_jax.train.optim import make_optimizer, trainable_filter
 from vrt_jax.train.sft_step import make_sft_step
 from vrt_jax.train.state import create_state

@@ -12,13 +12,14 @@ import pytest
 from tests.rl import group_case
 from tests.train import run_tiny
 from vrt_jax.config import MeshConfig, TrainConfig
+from vrt_jax.placement import batch_shardings, place
 from vrt_jax.rl.groups import (
   equal_groups,
   joined_rewards,
   refill_source,
   with_advantages,
 )
-from vrt_jax.runtime import batch_shardings, make_mesh, place
+from vrt_jax.runtime import make_mesh
 from vrt_jax.train import grpo_loop, loop
 from vrt_jax.train.evaluation import HeldOut
 

@@ -13,7 +13,8 @@ from flax import nnx
 from tests import tiny
 from vrt_jax.config import MeshConfig, SftLossConfig, TrainConfig
 from vrt_jax.data.pipeline import BatchIterator
-from vrt_jax.runtime import make_mesh, put_batch
+from vrt_jax.placement import put_batch
+from vrt_jax.runtime import make_mesh
 from vrt_jax.train.checkpoint import Checkpoints
 from vrt_jax.train.optim import make_optimizer, trainable_filter
 from vrt_jax.train.sft_step import make_sft_step, sft_gradients

@@ -20,7 +20,7 @@ from vrt_jax.model_directory import Loaded
 from vrt_jax.models.stacks import with_layers_apart
 from vrt_jax.ops.masks import encode_rle
 from vrt_jax.ops.resize import resize_bilinear_numpy
-from vrt_jax.runtime import fetch, param_shardings, place, put_whole_batch, replicate
+from vrt_jax.placement import fetch, param_shardings, place, put_whole_batch, replicate
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.data.trace import seg_roles
 from vrt_jax.generate.decode import GenerationInputs, TokenIds
 from vrt_jax.losses.grpo import group_advantages
+from vrt_jax.placement import batch_shardings, gather_rows, local_rows, place, put_batch
 from vrt_jax.rl.credit import mention_credit
 from vrt_jax.rl.policy import GrpoBatch
 from vrt_jax.rl.rewards import Sample
 from vrt_jax.rl.rollout import Rollout
 from vrt_jax.rl.scoring import Reward, Score
-from vrt_jax.runtime import batch_shardings, gather_rows, local_rows, place, put_batch
 from vrt_jax.types import PromptBatch, PromptTruth
 
 TOTAL = "total"

@@ -16,6 +16,7 @@ from vrt_jax.config import GrpoConfig, TrainConfig
 from vrt_jax.cores import usable_cores
 from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.data.pipeline import BatchIterator
+from vrt_jax.placement import batch_shardings, replicate
 from vrt_jax.rl.groups import (
   Groups,
   advantages_of,
@@ -33,7 +34,7 @@ from vrt_jax.rl.page import write_page
 from vrt_jax.rl.policy import GrpoBatch
 from vrt_jax.rl.rollout import make_rollout
 from vrt_jax.rl.scoring import Reward
-from vrt_jax.runtime import batch_shardings, is_leader, replicate
+from vrt_jax.runtime import is_leader
 from vrt_jax.train.checkpoint import Checkpoints
 from vrt_jax.train.evaluation import HeldOut
 from vrt_jax.train.grpo_step import GAP, make_grpo_step

@@ -6,7 +6,7 @@ import jax
 
 from vrt_jax.config import TrainConfig
 from vrt_jax.data.pipeline import BatchIterator
-from vrt_jax.runtime import put_batch, replicate
+from vrt_jax.placement import put_batch, replicate
 from vrt_jax.train.checkpoint import Checkpoints
 from vrt_jax.train.evaluation import HeldOut
 from vrt_jax.train.optim import make_optimizer

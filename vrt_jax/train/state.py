@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from vrt_jax.models.sa2va import Sa2VA
 from vrt_jax.models.stacks import with_layers_apart
-from vrt_jax.runtime import param_shardings, place, replicate
+from vrt_jax.placement import param_shardings, place, replicate
 from vrt_jax.train.optim import Filter
 
 
