@@ -11,10 +11,10 @@ from flax import nnx
 
 from vrt_jax.config import LoraConfig, ModelConfig, TextConfig, VisionConfig
 from vrt_jax.data.positions import mrope_position_ids, vision_layout, visual_index
-from vrt_jax.models.qwen3_vl import text
+from vrt_jax.models.qwen3_vl import text_layer
 from vrt_jax.models.qwen3_vl.cache import KVCache
 from vrt_jax.models.qwen3_vl.model import Qwen3VL
-from vrt_jax.models.qwen3_vl.text import TextMLP
+from vrt_jax.models.qwen3_vl.text_layer import TextMLP
 from vrt_jax.ops import cpu_attention
 from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.types import TextInputs, VisionInputs
@@ -194,7 +194,7 @@ def test_the_backward_pass_of_an_mlp_keeps_three_wide_arrays(monkeypatch):
     return sum(getattr(x, "shape", ())[-2:] == (6, 40) for x in leaves.values())
 
   assert kept() <= 3
-  monkeypatch.setattr(text, "_gated", lambda gate, up: jax.nn.silu(gate) * up)
+  monkeypatch.setattr(text_layer, "_gated", lambda gate, up: jax.nn.silu(gate) * up)
   assert kept() > 3
 
 

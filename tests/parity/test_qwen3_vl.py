@@ -27,9 +27,10 @@ from vrt_jax.config import ModelConfig, TextConfig, VisionConfig
 from vrt_jax.data.positions import mrope_position_ids
 from vrt_jax.models.layers import RMSNorm, gelu_exact
 from vrt_jax.models.qwen3_vl import text as text_module
+from vrt_jax.models.qwen3_vl import text_layer as layer_module
 from vrt_jax.models.qwen3_vl import vision as vision_module
 from vrt_jax.models.qwen3_vl.model import Qwen3VL
-from vrt_jax.models.qwen3_vl.text import TextMLP
+from vrt_jax.models.qwen3_vl.text_layer import TextMLP
 from vrt_jax.ops import rope as rope_module
 from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.ops.rope import mrope_cos_sin
@@ -205,13 +206,13 @@ def _sections_one_after_the_other(monkeypatch):
 
 def _heads_interleaved_over_groups(monkeypatch):
   """Query head n reads key head n mod K instead of n // (N / K)."""
-  whole = text_module.attention
+  whole = layer_module.attention
 
   def interleaved(q, k, v, mask):
     repeats = q.shape[2] // k.shape[2]
     return whole(q, jnp.tile(k, (1, 1, repeats, 1)), jnp.tile(v, (1, 1, repeats, 1)), mask)
 
-  monkeypatch.setattr(text_module, "attention", interleaved)
+  monkeypatch.setattr(layer_module, "attention", interleaved)
 
 
 def _no_query_and_key_norms(monkeypatch):

@@ -1,10 +1,8 @@
 """Qwen3-VL text decoder: scanned layers with M-RoPE, DeepStack injection and a slot cache."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int32, Key
@@ -13,27 +11,19 @@ from vrt_jax.config import LoraConfig, Remat, TextConfig
 from vrt_jax.models.layers import (
   GATHERED,
   KEEP_ATTENTION,
-  Dropout,
   Embedding,
   Linear,
-  LoraLinear,
   RMSNorm,
-  draw_dropouts,
   whole_weights,
   with_whole_weights,
 )
-from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache, LayerCache
+from vrt_jax.models.qwen3_vl.cache import GroupCache, LayerCache
+from vrt_jax.models.qwen3_vl.text_layer import Cache, CacheSlice, DecoderLayer, Mask
 from vrt_jax.models.stacks import layer_of, scan_layers, stack
-from vrt_jax.ops.attention import attention
-from vrt_jax.ops.attention_mask import AttentionMask
-from vrt_jax.ops.group_attention import PackedMask, packed_attention
 from vrt_jax.ops.linear import linear
-from vrt_jax.ops.rope import apply_rope, mrope_cos_sin
+from vrt_jax.ops.rope import mrope_cos_sin
 from vrt_jax.ops.sharding import constrain_batch, divides_weights, gathered, platform
 
-Rope = tuple[Array, Array]
-Mask = AttentionMask | PackedMask | None
-Cache = KVCache | GroupCache | LayerCache
 DecodingCache = GroupCache | tuple[LayerCache, ...]
 """Of all layers in one, or of each layer by itself."""
 UNROLLED = 4
@@ -49,15 +39,6 @@ REMAT_POLICIES = {
 """What `jax.checkpoint` keeps, by `OptimConfig.remat`; of attention only where it is a kernel."""
 
 
-@struct.dataclass
-class _CacheSlice:
-  """Where a layer reads and writes: the cache, its layer in it and the first new slot."""
-
-  cache: Cache
-  layer: Int32[Array, ""] | None
-  slot: Int32[Array, ""]
-
-
 def gather_visual(
   features: Float[Array, "B Vt D"], visual_index: Int32[Array, "B T"]
 ) -> Float[Array, "B T D"]:
@@ -65,108 +46,6 @@ def gather_visual(
   return jax.vmap(
     lambda rows, index: rows.at[index].get(mode="fill", fill_value=0, wrap_negative_indices=False)
   )(features, visual_index)
-
-
-def _split(key: Key[Array, ""] | None) -> tuple[Array | None, Array | None]:
-  """Two keys for one, none for none."""
-  return (None, None) if key is None else tuple(jax.random.split(key))
-
-
-def _dropouts(
-  lora: LoraConfig, key: Key[Array, ""] | None, x: Array, count: int
-) -> list[Dropout | None]:
-  """For `count` adapted linear layers that read x; a key turns them on."""
-  if key is None or not lora.rank or not lora.dropout:
-    return [None] * count
-  return draw_dropouts(key, x.shape, lora.dropout, count)
-
-
-class TextAttention(nnx.Module):
-  """[B, T, D] -> [B, T, D], grouped heads with q and k norms (HF Qwen3VLTextAttention)."""
-
-  def __init__(self, config: TextConfig, lora: LoraConfig, rngs: nnx.Rngs):
-    d, h = config.hidden_size, config.head_dim
-    q_width, kv_width = config.num_heads * h, config.num_kv_heads * h
-    self.q_proj = LoraLinear(d, q_width, axes=("heads", "embed"), lora=lora, rngs=rngs)
-    self.k_proj = LoraLinear(d, kv_width, axes=("kv", "embed"), lora=lora, rngs=rngs)
-    self.v_proj = LoraLinear(d, kv_width, axes=("kv", "embed"), lora=lora, rngs=rngs)
-    self.o_proj = LoraLinear(q_width, d, axes=("embed", "heads"), lora=lora, rngs=rngs)
-    self.q_norm = RMSNorm(h, config.rms_norm_eps, rngs)
-    self.k_norm = RMSNorm(h, config.rms_norm_eps, rngs)
-    self.head_dim = h
-
-  def __call__(
-    self,
-    x: Float[Array, "B T D"],
-    rope: Rope,
-    mask: Mask,
-    cached: _CacheSlice | None,
-    dropout_key: Key[Array, ""] | None,
-  ) -> tuple[Float[Array, "B T D"], Cache | None]:
-    b, t, _ = x.shape
-    heads = (b, t, -1, self.head_dim)
-    keys = _split(dropout_key)
-    drop_q, drop_k, drop_v = _dropouts(self.q_proj.lora, keys[0], x, 3)
-    q = apply_rope(self.q_norm(self.q_proj(x, drop_q).reshape(heads)), *rope)
-    k = apply_rope(self.k_norm(self.k_proj(x, drop_k).reshape(heads)), *rope)
-    v = self.v_proj(x, drop_v).reshape(heads)
-    cache = None
-    if cached is not None:
-      cache = cached.cache.write(cached.layer, cached.slot, k, v)
-      out = cache.attend(cached.layer, cached.slot, q, mask)
-    elif isinstance(mask, PackedMask):
-      out = packed_attention(q, k, v, mask)
-    else:
-      out = attention(q, k, v, mask)
-    out = out.reshape(b, t, -1)
-    return self.o_proj(out, *_dropouts(self.o_proj.lora, keys[1], out, 1)), cache
-
-
-@partial(jax.checkpoint, prevent_cse=False)
-def _gated(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
-  """Computed again in the backward pass: else it keeps three more arrays of this width a layer."""
-  return jax.nn.silu(gate) * up
-
-
-class TextMLP(nnx.Module):
-  """[.., D] -> [.., D], SwiGLU (HF Qwen3VLTextMLP)."""
-
-  def __init__(self, config: TextConfig, lora: LoraConfig, rngs: nnx.Rngs):
-    d, f = config.hidden_size, config.intermediate_size
-    self.gate_proj = LoraLinear(d, f, axes=("mlp", "embed"), lora=lora, rngs=rngs)
-    self.up_proj = LoraLinear(d, f, axes=("mlp", "embed"), lora=lora, rngs=rngs)
-    self.down_proj = LoraLinear(f, d, axes=("embed", "mlp"), lora=lora, rngs=rngs)
-
-  def __call__(
-    self, x: Float[Array, "*B D"], dropout_key: Key[Array, ""] | None
-  ) -> Float[Array, "*B D"]:
-    keys = _split(dropout_key)
-    drop_gate, drop_up = _dropouts(self.gate_proj.lora, keys[0], x, 2)
-    gated = _gated(self.gate_proj(x, drop_gate), self.up_proj(x, drop_up))
-    return self.down_proj(gated, *_dropouts(self.down_proj.lora, keys[1], gated, 1))
-
-
-class DecoderLayer(nnx.Module):
-  """[B, T, D] -> [B, T, D], pre-norm (HF Qwen3VLTextDecoderLayer)."""
-
-  def __init__(self, config: TextConfig, lora: LoraConfig, rngs: nnx.Rngs):
-    self.self_attn = TextAttention(config, lora, rngs)
-    self.mlp = TextMLP(config, lora, rngs)
-    self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, rngs)
-    self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, rngs)
-
-  def __call__(
-    self,
-    x: Float[Array, "B T D"],
-    rope: Rope,
-    mask: Mask,
-    cached: _CacheSlice | None,
-    dropout_key: Key[Array, ""] | None,
-  ) -> tuple[Float[Array, "B T D"], Cache | None]:
-    keys = _split(dropout_key)
-    out, cache = self.self_attn(self.input_layernorm(x), rope, mask, cached, keys[0])
-    x = x + out
-    return x + self.mlp(self.post_attention_layernorm(x), keys[1]), cache
 
 
 class TextDecoder(nnx.Module):
@@ -233,7 +112,7 @@ class TextDecoder(nnx.Module):
     def body(carry, layer_inputs):
       x, cache = constrain_batch(carry[0]), carry[1]
       layer_state, (layer, key) = layer_inputs
-      cached = None if cache is None else _CacheSlice(cache, layer, cache_slot)
+      cached = None if cache is None else CacheSlice(cache, layer, cache_slot)
       layer_module = nnx.merge(graphdef, whole_weights(layer_state))
       x, cache = layer_module(x, rope, mask, cached, key)
       if deepstack is not None:
@@ -288,7 +167,7 @@ class TextDecoder(nnx.Module):
     rope = mrope_cos_sin(position_ids, config.head_dim, config.rope_theta, config.mrope_section)
     x, written = inputs_embeds, []
     for layer, own in zip(self.layers, cache, strict=True):
-      x, own = layer(constrain_batch(x), rope, None, _CacheSlice(own, None, slot), None)
+      x, own = layer(constrain_batch(x), rope, None, CacheSlice(own, None, slot), None)
       x = jax.lax.optimization_barrier(x)  # rounded to its dtype, as a scan's carry is
       written.append(own)
     return x, tuple(written)
