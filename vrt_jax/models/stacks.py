@@ -42,7 +42,7 @@ def with_layers_apart(params: nnx.State) -> nnx.State:
   """Parameters as a program for one CPU reads them fastest; for other devices as they are.
 
   Such a program would copy every layer out of its stack at each call. Here the layers are views of
-  the stack, which is not copied; arrays that were given to `params` must not be donated.
+  the stack, which is not copied; the arrays of `params` must not be donated afterwards.
   """
   if not on_one_cpu():
     return params
