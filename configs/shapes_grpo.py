@@ -5,7 +5,7 @@ the answer's and the form's; reasoning masks earn through `mention_weight`, cred
 words. Advantages are not divided by a group's deviation (Dr. GRPO): IoUs of equal answers differ a
 little, and the division would turn that into full advantages.
 Expected: from a model with R-LQ 80.0, R-SQ 87.3, A-mIoU 65.5 three seeds gave 83.6, 87.2, 68.5.
-Hardware: two CPU cores, 6 seconds a step; an H200, 0.3 seconds.
+Hardware: two CPU cores, 5 to 6 seconds a step; an H200, 0.3 seconds.
 Command: python -m vrt_jax.train --config configs/shapes_sft_long.py
   python -m vrt_jax.train --config configs/shapes_grpo.py
 """
