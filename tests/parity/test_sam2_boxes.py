@@ -49,7 +49,7 @@ def _all_masks(model: Sam2Model) -> Decoded:
   model.mask_decoder.dynamic_multimask_via_stability = False
   with torch.no_grad():
     sparse, dense = model.get_prompt_embeddings(input_boxes=torch.tensor(BOXES))
-  return torch_decode(model, sparse, dense)
+  return torch_decode(model, sparse, dense, torch.float32)
 
 
 @functools.cache
