@@ -39,10 +39,10 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rng
 
 
 def with_layers_apart(params: nnx.State) -> nnx.State:
-  """Parameters as a program for one CPU reads them fastest; for other devices as they are.
+  """Parameters whose layers a program on one CPU reads where they lie; elsewhere as they are.
 
-  Such a program would copy every layer out of its stack at each call. Here the layers are views of
-  the stack, which is not copied; the arrays of `params` must not be donated afterwards.
+  Out of a stack it would copy every layer at each call, and hold the copies as long as it decodes.
+  Here layers are views of their stack; the arrays of `params` must not be donated afterwards.
   """
   if not on_one_cpu():
     return params
