@@ -11,12 +11,18 @@ from flax import nnx
 
 from tests import tiny
 from tests.generate import test_decode as decoding
-from vrt_jax.generate.decode import generate
+from vrt_jax.generate.decode import Generation, generate
 from vrt_jax.generate.predictor import Predictor
 from vrt_jax.models import stacks
 from vrt_jax.models.stacks import Apart, layer_of, map_layers, scan_layers, with_layers_apart
 
+LARGE = stacks.LARGE
 MLP_WEIGHT = f"f32[{tiny.MODEL.text.intermediate_size},{tiny.MODEL.text.hidden_size}]"
+
+
+@pytest.fixture(autouse=True)
+def every_stack_is_large(monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setattr(stacks, "LARGE", 0)
 
 
 def stacked(dtype: str = "float32") -> nnx.State:
@@ -77,11 +83,10 @@ def test_a_program_reads_the_layers_where_they_lie():
   assert not re.search(made, lowered(with_layers_apart(params)).compile().as_text())
 
 
-def test_generation_is_the_same():
-  expected = decoding.run(decoding.ids(allowed=(decoding.ids().seg, 40, 41)))
-  out = generate(
+def generated(params: nnx.State) -> Generation:
+  return generate(
     nnx.graphdef(tiny.loaded().model),
-    with_layers_apart(nnx.state(tiny.loaded().model)),
+    params,
     decoding.inputs(),
     jax.random.key(0),
     max_new_tokens=decoding.NEW_TOKENS,
@@ -89,6 +94,11 @@ def test_generation_is_the_same():
     sampling=decoding.GREEDY,
     ids=decoding.ids(allowed=(decoding.ids().seg, 40, 41)),
   )
+
+
+def test_generation_is_the_same():
+  expected = decoding.run(decoding.ids(allowed=(decoding.ids().seg, 40, 41)))
+  out = generated(with_layers_apart(nnx.state(tiny.loaded().model)))
   np.testing.assert_array_equal(out.tokens, expected.tokens)
   np.testing.assert_allclose(out.low_res_masks, expected.low_res_masks, rtol=1e-5, atol=1e-5)
 
@@ -110,6 +120,24 @@ def test_loops_over_layers(apart: bool):
   out = map_layers(lambda s, x: x * s["scale"].get_value(), state, xs)
   np.testing.assert_allclose(out, x * scale, rtol=1e-6)
   np.testing.assert_array_equal(layer_of(state, 2)["scale"].get_value(), scale[2])
+
+
+def test_stacks_of_small_models_stay(monkeypatch):
+  monkeypatch.setattr(stacks, "LARGE", LARGE)
+  assert not layers(with_layers_apart(nnx.state(tiny.loaded().model)))
+  wide = nnx.State({"scale": nnx.Param(jnp.ones((2, LARGE // 8)), axes=(None,))})
+  assert layers(with_layers_apart(wide))
+
+
+def test_a_stack_of_both_kinds_is_run(monkeypatch):
+  """Matrices apart, norms in their stack, as in large models."""
+  size = tiny.MODEL.text.num_layers * tiny.MODEL.text.hidden_size**2 * 4
+  monkeypatch.setattr(stacks, "LARGE", size)
+  params = with_layers_apart(nnx.state(tiny.loaded().model))
+  assert 0 < len(layers(params["qwen"]["language_model"]["layers"])) < 8
+  out = generated(params)
+  expected = decoding.run(decoding.ids(allowed=(decoding.ids().seg, 40, 41)))
+  np.testing.assert_array_equal(out.tokens, expected.tokens)
 
 
 def test_other_devices_keep_their_stacks(monkeypatch):

@@ -14,6 +14,9 @@ from vrt_jax.ops.sharding import on_one_cpu
 Carry = TypeVar("Carry")
 T = TypeVar("T")
 
+LARGE = 2**22
+"""Bytes of a stacked parameter from which on it is better not copied."""
+
 
 @struct.dataclass
 class Apart:
@@ -42,14 +45,17 @@ def with_layers_apart(params: nnx.State) -> nnx.State:
   """Parameters whose layers a program on one CPU reads where they lie; elsewhere as they are.
 
   Out of a stack it would copy every layer at each call, and hold the copies as long as it decodes.
-  Here layers are views of their stack; the arrays of `params` must not be donated afterwards.
+  Here layers of `LARGE` stacks are views of them; the arrays of `params` must not be donated
+  afterwards. Small models keep the loop over their layers, which is traced and compiled faster.
   """
   if not on_one_cpu():
     return params
 
   def cut(variable: nnx.Variable) -> nnx.Variable:
     value, axes = variable.get_value(), variable.get_metadata().get("axes")
-    if axes is None or value.ndim == len(axes) or len(value.sharding.device_set) > 1:
+    if axes is None or value.ndim == len(axes) or value.nbytes < LARGE:
+      return variable
+    if len(value.sharding.device_set) > 1:
       return variable
     return variable.replace(Apart(tuple(jax.device_put(list(np.asarray(value))))))
 
