@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +13,12 @@ from flax import nnx
 
 from tests import tiny
 from tests.generate import test_decode as decoding
-from vrt_jax.generate.decode import Generation, generate
+from vrt_jax.generate.decode import generate
 from vrt_jax.generate.predictor import Predictor
 from vrt_jax.models import stacks
 from vrt_jax.models.stacks import Apart, layer_of, map_layers, scan_layers, with_layers_apart
 
+T = TypeVar("T")
 LARGE = stacks.LARGE
 MLP_WEIGHT = f"f32[{tiny.MODEL.text.intermediate_size},{tiny.MODEL.text.hidden_size}]"
 
@@ -36,8 +39,9 @@ def layers(params: nnx.State) -> list[Apart]:
   return [x for x in jax.tree.leaves(params, is_leaf=is_apart) if is_apart(x)]
 
 
-def lowered(params: nnx.State) -> jax.stages.Lowered:
-  return generate.lower(
+def asked(function: Callable[..., T], params: nnx.State) -> T:
+  """`generate`, or its lowering, with the parameters."""
+  return function(
     nnx.graphdef(tiny.loaded().model),
     params,
     decoding.inputs(),
@@ -45,7 +49,7 @@ def lowered(params: nnx.State) -> jax.stages.Lowered:
     max_new_tokens=decoding.NEW_TOKENS,
     max_masks=decoding.MAX_MASKS,
     sampling=decoding.GREEDY,
-    ids=decoding.ids(),
+    ids=decoding.ids(allowed=(decoding.ids().seg, 40, 41)),
   )
 
 
@@ -79,26 +83,13 @@ def test_a_program_reads_the_layers_where_they_lie():
   """No slice or copy of a weight of the text layers: every layer is an argument."""
   params = nnx.state(tiny.loaded().model)
   made = rf"= {re.escape(MLP_WEIGHT)}\S* (?!parameter|get-tuple-element|bitcast)(\w[\w-]*)\("
-  assert re.search(made, lowered(params).compile().as_text())
-  assert not re.search(made, lowered(with_layers_apart(params)).compile().as_text())
-
-
-def generated(params: nnx.State) -> Generation:
-  return generate(
-    nnx.graphdef(tiny.loaded().model),
-    params,
-    decoding.inputs(),
-    jax.random.key(0),
-    max_new_tokens=decoding.NEW_TOKENS,
-    max_masks=decoding.MAX_MASKS,
-    sampling=decoding.GREEDY,
-    ids=decoding.ids(allowed=(decoding.ids().seg, 40, 41)),
-  )
+  assert re.search(made, asked(generate.lower, params).compile().as_text())
+  assert not re.search(made, asked(generate.lower, with_layers_apart(params)).compile().as_text())
 
 
 def test_generation_is_the_same():
   expected = decoding.run(decoding.ids(allowed=(decoding.ids().seg, 40, 41)))
-  out = generated(with_layers_apart(nnx.state(tiny.loaded().model)))
+  out = asked(generate, with_layers_apart(nnx.state(tiny.loaded().model)))
   np.testing.assert_array_equal(out.tokens, expected.tokens)
   np.testing.assert_allclose(out.low_res_masks, expected.low_res_masks, rtol=1e-5, atol=1e-5)
 
@@ -135,7 +126,7 @@ def test_a_stack_of_both_kinds_is_run(monkeypatch):
   monkeypatch.setattr(stacks, "LARGE", size)
   params = with_layers_apart(nnx.state(tiny.loaded().model))
   assert 0 < len(layers(params["qwen"]["language_model"]["layers"])) < 8
-  out = generated(params)
+  out = asked(generate, params)
   expected = decoding.run(decoding.ids(allowed=(decoding.ids().seg, 40, 41)))
   np.testing.assert_array_equal(out.tokens, expected.tokens)
 
