@@ -26,7 +26,7 @@ class SpeedArgs:
   """Measures stages of a model of middle size beside PyTorch."""
 
   repeats: int = 5
-  new_tokens: int = 32
+  new_tokens: int = 128
   """Of decoding."""
 
 

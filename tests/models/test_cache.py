@@ -1,9 +1,11 @@
-"""Caches of keys and values on a mesh."""
+"""Caches of keys and values: on a mesh, and in 16 bits."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
+from jax.typing import DTypeLike
 
 from tests import tiny
 from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache
@@ -12,8 +14,8 @@ from vrt_jax.ops.sharding import on_mesh
 ROWS = 8
 
 
-def group_cache() -> GroupCache:
-  prompt = KVCache.zeros(tiny.MODEL.text, ROWS, 16, jnp.float32)
+def group_cache(dtype: DTypeLike = jnp.float32) -> GroupCache:
+  prompt = KVCache.zeros(tiny.MODEL.text, ROWS, 16, dtype)
   return GroupCache.start(prompt, jnp.ones((ROWS, 16), bool), 2, 4)
 
 
@@ -32,3 +34,42 @@ def test_no_device_holds_the_cache_of_all_rows(sizes):
 
 def test_without_a_mesh_nothing_is_constrained():
   assert "sharding_constraint" not in str(jax.make_jaxpr(group_cache)())
+
+
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_only_a_layers_own_cache_is_written_without_a_conversion_of_all_of_it(by_layer):
+  """The compiler converts the whole of an array of 16 bits to write a slot."""
+  whole = group_cache(jnp.bfloat16)
+  cache, layer = (whole.by_layer()[0], None) if by_layer else (whole, 0)
+  heads, width = tiny.MODEL.text.num_kv_heads, tiny.MODEL.text.head_dim
+  new = jnp.ones((ROWS, 2, heads, width), jnp.bfloat16)
+  compiled = jax.jit(type(cache).write).lower(cache, layer, 1, new, new).compile().as_text()
+  shape = ",".join(map(str, cache.k.shape))
+  assert f"f32[{shape}]" in compiled
+  assert (f"bf16[{shape}]" in compiled) != by_layer
+
+
+def test_a_layers_own_cache_gives_the_same_attention_in_16_bits():
+  rng = np.random.default_rng(0)
+  text = tiny.MODEL.text
+
+  def drawn(*shape: int) -> jax.Array:
+    return jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
+
+  whole = group_cache(jnp.bfloat16)
+  whole = whole.replace(
+    prompt=KVCache(drawn(*whole.prompt.k.shape), drawn(*whole.prompt.v.shape)),
+    k=drawn(*whole.k.shape),
+    v=drawn(*whole.v.shape),
+  )
+  new = [drawn(ROWS, 2, text.num_kv_heads, text.head_dim) for _ in range(2)]
+  q = drawn(ROWS, 2, text.num_heads, text.head_dim)
+  for layer, own in enumerate(whole.by_layer()):
+    out = own.write(None, 2, *new).attend(None, 2, q)
+    expected = whole.write(layer, 2, *new).attend(layer, 2, q)
+    assert out.dtype == expected.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+      out.astype(jnp.float32), expected.astype(jnp.float32), rtol=0.01, atol=0.01
+    )
+    wrong = own.write(None, 1, *new).attend(None, 2, q)
+    assert np.abs(np.asarray(wrong - expected, np.float32)).max() > 0.1

@@ -1,6 +1,9 @@
 """Products of few rows on CPUs against the plain one, with gradients."""
 
+from collections.abc import Callable
+
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -29,6 +32,7 @@ def value_and_grads(x, weight):
 def test_equals_the_plain_product(monkeypatch, rows, dtype):
   found = value_and_grads(*arrays(rows, dtype))
   monkeypatch.setattr(module, "on_one_cpu", lambda: False)
+  monkeypatch.setattr(module, "platform", lambda: "tpu")
   plain = value_and_grads(*arrays(rows, dtype))
   for a, b in zip(found, plain, strict=True):
     assert (a.shape, a.dtype) == (b.shape, dtype)
@@ -57,9 +61,41 @@ def test_few_rows_are_the_right_operand_on_cpus_alone(monkeypatch):
   assert "optimization_barrier" not in program(2)
 
 
+def products(function: Callable, *arrays: jax.Array) -> list[tuple[str, ...]]:
+  """(dtypes of the factors, dtype of the product) of each matrix product of a traced function."""
+
+  def of(jaxpr) -> list:
+    found = []
+    for equation in jaxpr.eqns:
+      if equation.primitive.name == "dot_general":
+        found.append(tuple(v.aval.dtype.name for v in (*equation.invars, *equation.outvars)))
+      for inner in jax.extend.core.jaxprs_in_params(equation.params):
+        found += of(inner)
+    return found
+
+  return of(jax.make_jaxpr(lambda *xs: function(*xs))(*arrays).jaxpr)  # traced anew
+
+
+@pytest.mark.parametrize("function", ["linear", "adapter"])
+def test_on_cpus_products_of_16_bits_have_float32_sums(monkeypatch, function):
+  """The compiler would widen the factors of others and multiply in float32."""
+  if function == "linear":
+    run, inputs = value_and_grads, arrays(FEW_ROWS + 1, jnp.bfloat16)
+  else:
+    run, inputs = adapter_gradients, adapter_arrays(jnp.bfloat16)
+  narrow = ("bfloat16", "bfloat16", "float32")
+  found = products(run, *inputs)
+  assert len(found) >= 3 and found.count(narrow) >= 3
+  if function == "linear":
+    assert set(found) == {narrow}
+  monkeypatch.setattr(module, "on_one_cpu", lambda: False)
+  monkeypatch.setattr(module, "platform", lambda: "tpu")
+  assert narrow not in products(run, *inputs)
+
+
 def adapter_gradients(x, down, up):
   def loss(x, down, up):
-    wide = low_rank_up(jnp.einsum("...i,ri->...r", x, down), up)
+    wide = low_rank_up(linear(x, down), up)
     return jnp.sum(jnp.sin(jax.nn.silu(wide).astype(jnp.float32)))
 
   return jax.grad(loss, argnums=(0, 1, 2))(x, down, up)

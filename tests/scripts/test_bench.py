@@ -90,7 +90,7 @@ def test_both_sides_compute_the_same():
 def test_every_stage_computes_the_same():
   for rows in (1, 2):
     assert bench_speed.decode(ONCE, SMALL, rows)["same_text"]
-  enough = bench_speed.SpeedArgs(repeats=3, new_tokens=40)  # for a difference above the noise
+  enough = bench_speed.SpeedArgs(repeats=3, new_tokens=160)  # for a difference above the noise
   assert bench_speed.decode(enough, SMALL, 1, "bfloat16")["ratio"] > 0
   assert bench_speed.sam2_encode(ONCE, SMALL)["error"] < 1e-4
   line = bench_speed.mask_decode(ONCE, SMALL, 3)

@@ -216,7 +216,7 @@ class LoraLinear(Linear):
       return y
     if dropout is not None:
       x = dropout(x)
-    down = jnp.einsum("...i,ri->...r", x, self.lora_a[...].astype(x.dtype))
+    down = linear(x, self.lora_a[...].astype(x.dtype))
     up = low_rank_up(down, self.lora_b[...].astype(x.dtype))
     return y + up * (self.lora.alpha / self.lora.rank)
 

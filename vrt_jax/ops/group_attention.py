@@ -117,18 +117,19 @@ def step_attention(
 ) -> Float[Array, "B G N H"]:
   """`group_attention` of one query a sample, of slot `slot`, to keys whose slots lie side by side.
 
-  CPUs multiply matrices in this order; from the other one they would copy at every token.
+  CPUs multiply matrices in this order; from the other one they would copy at every token. k and v
+  may be wider than q; weights are rounded to its dtype all the same, as `group_attention` does.
   """
   b, g, _, h = q.shape
   queries = q.reshape(b, g, prompt_k.shape[1], -1, h)
 
   shared = _product("bgkjh,bkhp->bkgjp", queries, prompt_k) * h**-0.5
   shared = jnp.where(prompt_mask[:, None, None, None], shared, MASKED)
-  own = _product("njh,nhs->njs", queries.reshape(len(k), -1, h), k) * h**-0.5
+  own = _product("njh,nhs->njs", queries.reshape(len(k), -1, h).astype(k.dtype), k) * h**-0.5
   own = jnp.where(jnp.arange(k.shape[-1]) <= slot, own, MASKED)
   shared, own, total = _weights(shared, own.reshape(*queries.shape[:4], -1))
   out = _product("bkgjp,bkhp->bgkjh", shared.astype(q.dtype), prompt_v)
-  own = own.reshape(len(k), -1, k.shape[-1]).astype(q.dtype)
+  own = own.reshape(len(k), -1, k.shape[-1]).astype(q.dtype).astype(v.dtype)
   out = out + _product("njs,nhs->njh", own, v).reshape(out.shape)
   return (out / total[..., None]).astype(q.dtype).reshape(q.shape)
 

@@ -27,19 +27,46 @@ def linear(
   if on_one_cpu() and 0 < rows <= FEW_ROWS:
     out = _few_rows(x.reshape(rows, -1), weight)
     return out.reshape(*x.shape[:-1], -1).astype(dtype)
+  if platform() == "cpu" and x.dtype == weight.dtype == dtype == jnp.bfloat16:
+    return _linear_16(x, weight)
   return jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=dtype)
 
 
 def _few_rows(x: Float[Array, "R in"], weight: Float[Array, "out in"]) -> Float[Array, "R out"]:
   """float32."""
   if x.dtype != jnp.float32:
-    # XLA's fast library takes matrices alone: a single row goes with one of zeros
+    # XLA's fast library takes matrices alone: a single row goes with one of zeros. As the right
+    # operand, rows are what it brings into another order, and not the weights.
     rows = jax.lax.optimization_barrier(jnp.pad(x, ((0, max(0, 2 - len(x))), (0, 0))))
-    return jnp.einsum("ri,oi->ro", rows, weight, preferred_element_type=jnp.float32)[: len(x)]
+    out = jnp.einsum("oi,ri->or", weight, rows, preferred_element_type=jnp.float32)
+    return jax.lax.optimization_barrier(out).T[: len(x)]
   if len(x) == 1:
     return jnp.einsum("ri,oi->ro", x, weight)
   columns = jax.lax.optimization_barrier(x.T)  # else the transpose is undone and weights move
   return jax.lax.optimization_barrier(weight @ columns).T
+
+
+def _rounded(form: str, x: Array, y: Array) -> Array:
+  """A product in the dtype of x, of float32 sums that are rounded after it.
+
+  XLA's CPU compiler widens 16 bit arrays and multiplies in float32 where the product itself has 16
+  bits; processors' instructions for them have a float32 result.
+  """
+  return jnp.einsum(form, x, y, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _wide_sums(x: Array, weight: Array) -> Array:
+  return _rounded("...i,oi->...o", x, weight)
+
+
+def _linear_16_backward(kept: tuple[Array, Array], by_out: Array) -> tuple[Array, Array]:
+  x, weight = kept
+  rows, by_rows = (y.reshape(-1, y.shape[-1]) for y in (x, by_out))
+  return _rounded("...o,oi->...i", by_out, weight), _rounded("no,ni->oi", by_rows, rows)
+
+
+_linear_16 = jax.custom_vjp(_wide_sums)
+_linear_16.defvjp(lambda x, weight: (_wide_sums(x, weight), (x, weight)), _linear_16_backward)
 
 
 def low_rank_up(x: Float[Array, "*B r"], weight: Float[Array, "out r"]) -> Float[Array, "*B out"]:
@@ -48,20 +75,17 @@ def low_rank_up(x: Float[Array, "*B r"], weight: Float[Array, "out r"]) -> Float
   On CPUs the gradient by W is taken as (x^T g)^T: as g^T x, which is what differentiation gives,
   XLA transposes the wide g, and computes again column by column what g is made of.
   """
-  product = _low_rank_up if platform() == "cpu" else _widened
-  return product(x, weight)
-
-
-def _widened(x: Array, weight: Array) -> Array:
+  if platform() == "cpu":
+    return _low_rank_up(x, weight)
   return jnp.einsum("...r,or->...o", x, weight)
 
 
 def _low_rank_up_backward(kept: tuple[Array, Array], by_out: Array) -> tuple[Array, Array]:
   x, weight = kept
   rows, by_rows = (y.reshape(-1, y.shape[-1]) for y in (x, by_out))
-  by_weight = jax.lax.optimization_barrier(jnp.einsum("nr,no->ro", rows, by_rows))
-  return jnp.einsum("...o,or->...r", by_out, weight), by_weight.T
+  by_weight = jax.lax.optimization_barrier(_rounded("nr,no->ro", rows, by_rows))
+  return _rounded("...o,or->...r", by_out, weight), by_weight.T
 
 
-_low_rank_up = jax.custom_vjp(_widened)
-_low_rank_up.defvjp(lambda x, weight: (_widened(x, weight), (x, weight)), _low_rank_up_backward)
+_low_rank_up = jax.custom_vjp(_wide_sums)
+_low_rank_up.defvjp(lambda x, weight: (_wide_sums(x, weight), (x, weight)), _low_rank_up_backward)

@@ -6,7 +6,7 @@ from flax import struct
 from jax import Array
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32
 
 from vrt_jax.config import TextConfig
 from vrt_jax.ops.attention import attention
@@ -72,13 +72,17 @@ class GroupCache:
     return cls(prompt, prompt_mask, empty, empty)
 
   def by_layer(self) -> tuple["LayerCache", ...]:
-    """The same, each layer by itself."""
+    """The same, each layer by itself; new keys and values are float32.
+
+    CPUs would convert an array of 16 bits as a whole to write a slot of it.
+    """
     # without the barrier the prompt is brought into order inside the loop over tokens, at each
     prompt = jax.lax.optimization_barrier(
       [jnp.moveaxis(x, 2, -1) for x in (self.prompt.k, self.prompt.v)]
     )
 
     def own(x: Float[Array, "B G S K H"]) -> Float[Array, "BGK H S"]:
+      x = x.astype(jnp.float32)
       return jnp.moveaxis(x, 2, -1).reshape(-1, x.shape[-1], x.shape[2])
 
     return tuple(
@@ -121,8 +125,8 @@ class LayerCache:
   prompt_k: Float[Array, "B K H P"]
   prompt_v: Float[Array, "B K H P"]
   prompt_mask: Bool[Array, "B P"]
-  k: Float[Array, "BGK H S"]
-  v: Float[Array, "BGK H S"]
+  k: Float32[Array, "BGK H S"]
+  v: Float32[Array, "BGK H S"]
 
   def write(
     self, layer: None, slot: ArrayLike, k: Float[Array, "B G K H"], v: Float[Array, "B G K H"]
