@@ -49,31 +49,40 @@ def test_bfloat16_sums_are_float32():
     np.testing.assert_array_equal(out, np.full((rows, 1), 4128.0))
 
 
-def test_few_rows_are_the_right_operand_on_cpus_alone(monkeypatch):
-  """The matrix is read as it lies: rows come to it as columns."""
-
-  def program(rows: int) -> str:
-    return str(jax.make_jaxpr(lambda x, weight: linear(x, weight))(*arrays(rows)))  # traced anew
-
-  assert "optimization_barrier" in program(2)
-  assert "optimization_barrier" not in program(FEW_ROWS + 1)
-  monkeypatch.setattr(module, "on_one_cpu", lambda: False)
-  assert "optimization_barrier" not in program(2)
-
-
-def products(function: Callable, *arrays: jax.Array) -> list[tuple[str, ...]]:
-  """(dtypes of the factors, dtype of the product) of each matrix product of a traced function."""
+def products(function: Callable, *arrays: jax.Array) -> list[tuple[list, tuple[str, ...]]]:
+  """(shapes of the factors, dtypes of factors and product) of a function's matrix products."""
 
   def of(jaxpr) -> list:
     found = []
     for equation in jaxpr.eqns:
       if equation.primitive.name == "dot_general":
-        found.append(tuple(v.aval.dtype.name for v in (*equation.invars, *equation.outvars)))
+        shapes = [v.aval.shape for v in equation.invars]
+        dtypes = (v.aval.dtype.name for v in (*equation.invars, *equation.outvars))
+        found.append((shapes, tuple(dtypes)))
       for inner in jax.extend.core.jaxprs_in_params(equation.params):
         found += of(inner)
     return found
 
   return of(jax.make_jaxpr(lambda *xs: function(*xs))(*arrays).jaxpr)  # traced anew
+
+
+def first_factors(rows: int, dtype=jnp.float32) -> list[tuple[int, ...]]:
+  """Shapes of the left operands."""
+  x, weight = arrays(rows, dtype)
+  found = products(lambda x, weight: linear(x, weight), x, weight)
+  return [shapes[0] for shapes, _ in found]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_few_rows_are_the_right_operand_on_cpus_alone(monkeypatch, dtype):
+  """The matrix is read as it lies: the library brings the right operand into another order."""
+  weight = arrays(2)[1].shape
+  assert first_factors(2, dtype) == first_factors(FEW_ROWS, dtype) == [weight]
+  if dtype == jnp.bfloat16:
+    assert first_factors(1, dtype) == [weight]
+  assert first_factors(FEW_ROWS + 1, dtype) != [weight]
+  monkeypatch.setattr(module, "on_one_cpu", lambda: False)
+  assert first_factors(2, dtype) != [weight]
 
 
 @pytest.mark.parametrize("function", ["linear", "adapter"])
@@ -84,13 +93,13 @@ def test_on_cpus_products_of_16_bits_have_float32_sums(monkeypatch, function):
   else:
     run, inputs = adapter_gradients, adapter_arrays(jnp.bfloat16)
   narrow = ("bfloat16", "bfloat16", "float32")
-  found = products(run, *inputs)
+  found = [dtypes for _, dtypes in products(run, *inputs)]
   assert len(found) >= 3 and found.count(narrow) >= 3
   if function == "linear":
     assert set(found) == {narrow}
   monkeypatch.setattr(module, "on_one_cpu", lambda: False)
   monkeypatch.setattr(module, "platform", lambda: "tpu")
-  assert narrow not in products(run, *inputs)
+  assert narrow not in [dtypes for _, dtypes in products(run, *inputs)]
 
 
 def adapter_gradients(x, down, up):
