@@ -13,7 +13,7 @@ from flax import nnx
 
 from tests import tiny
 from tests.generate import test_decode as decoding
-from vrt_jax.generate.decode import generate
+from vrt_jax.generate.decode import TokenIds, generate
 from vrt_jax.generate.predictor import Predictor
 from vrt_jax.models import stacks
 from vrt_jax.models.stacks import Apart, layer_of, map_layers, scan_layers, with_layers_apart
@@ -39,6 +39,11 @@ def layers(params: nnx.State) -> list[Apart]:
   return [x for x in jax.tree.leaves(params, is_leaf=is_apart) if is_apart(x)]
 
 
+def few_ids() -> TokenIds:
+  """[SEG] and two others alone may be generated."""
+  return decoding.ids(allowed=(decoding.ids().seg, 40, 41))
+
+
 def asked(function: Callable[..., T], params: nnx.State) -> T:
   """`generate`, or its lowering, with the parameters."""
   return function(
@@ -49,7 +54,7 @@ def asked(function: Callable[..., T], params: nnx.State) -> T:
     max_new_tokens=decoding.NEW_TOKENS,
     max_masks=decoding.MAX_MASKS,
     sampling=decoding.GREEDY,
-    ids=decoding.ids(allowed=(decoding.ids().seg, 40, 41)),
+    ids=few_ids(),
   )
 
 
@@ -88,7 +93,7 @@ def test_a_program_reads_the_layers_where_they_lie():
 
 
 def test_generation_is_the_same():
-  expected = decoding.run(decoding.ids(allowed=(decoding.ids().seg, 40, 41)))
+  expected = decoding.run(few_ids())
   out = asked(generate, with_layers_apart(nnx.state(tiny.loaded().model)))
   np.testing.assert_array_equal(out.tokens, expected.tokens)
   np.testing.assert_allclose(out.low_res_masks, expected.low_res_masks, rtol=1e-5, atol=1e-5)
@@ -127,7 +132,7 @@ def test_a_stack_of_both_kinds_is_run(monkeypatch):
   params = with_layers_apart(nnx.state(tiny.loaded().model))
   assert 0 < len(layers(params["qwen"]["language_model"]["layers"])) < 8
   out = asked(generate, params)
-  expected = decoding.run(decoding.ids(allowed=(decoding.ids().seg, 40, 41)))
+  expected = decoding.run(few_ids())
   np.testing.assert_array_equal(out.tokens, expected.tokens)
 
 

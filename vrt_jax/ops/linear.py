@@ -1,6 +1,7 @@
-"""x W^T, for few rows in the form in which XLA's CPU compiler reads the weights fastest."""
+"""x W^T, on CPUs in the forms in which XLA's compiler reads and multiplies fastest."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -59,14 +60,23 @@ def _wide_sums(x: Array, weight: Array) -> Array:
   return _rounded("...i,oi->...o", x, weight)
 
 
-def _linear_16_backward(kept: tuple[Array, Array], by_out: Array) -> tuple[Array, Array]:
-  x, weight = kept
-  rows, by_rows = (y.reshape(-1, y.shape[-1]) for y in (x, by_out))
-  return _rounded("...o,oi->...i", by_out, weight), _rounded("no,ni->oi", by_rows, rows)
+def _with_weight_gradient(by_weight: Callable[[Array, Array], Array]) -> Callable:
+  """`_wide_sums` whose gradient by the weight is `by_weight`(rows of x, rows of the gradient)."""
+
+  def backward(kept: tuple[Array, Array], by_out: Array) -> tuple[Array, Array]:
+    x, weight = kept
+    rows, by_rows = (y.reshape(-1, y.shape[-1]) for y in (x, by_out))
+    return _rounded("...o,oi->...i", by_out, weight), by_weight(rows, by_rows)
+
+  product = jax.custom_vjp(_wide_sums)
+  product.defvjp(lambda x, weight: (_wide_sums(x, weight), (x, weight)), backward)
+  return product
 
 
-_linear_16 = jax.custom_vjp(_wide_sums)
-_linear_16.defvjp(lambda x, weight: (_wide_sums(x, weight), (x, weight)), _linear_16_backward)
+_linear_16 = _with_weight_gradient(lambda x, by_out: _rounded("no,ni->oi", by_out, x))
+_low_rank_up = _with_weight_gradient(
+  lambda x, by_out: jax.lax.optimization_barrier(_rounded("nr,no->ro", x, by_out)).T
+)
 
 
 def low_rank_up(x: Float[Array, "*B r"], weight: Float[Array, "out r"]) -> Float[Array, "*B out"]:
@@ -78,14 +88,3 @@ def low_rank_up(x: Float[Array, "*B r"], weight: Float[Array, "out r"]) -> Float
   if platform() == "cpu":
     return _low_rank_up(x, weight)
   return jnp.einsum("...r,or->...o", x, weight)
-
-
-def _low_rank_up_backward(kept: tuple[Array, Array], by_out: Array) -> tuple[Array, Array]:
-  x, weight = kept
-  rows, by_rows = (y.reshape(-1, y.shape[-1]) for y in (x, by_out))
-  by_weight = jax.lax.optimization_barrier(_rounded("nr,no->ro", rows, by_rows))
-  return _rounded("...o,or->...r", by_out, weight), by_weight.T
-
-
-_low_rank_up = jax.custom_vjp(_wide_sums)
-_low_rank_up.defvjp(lambda x, weight: (_wide_sums(x, weight), (x, weight)), _low_rank_up_backward)
