@@ -1,5 +1,10 @@
 """Token log-probabilities and cross-entropy against the full softmax."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +15,8 @@ import torch.nn.functional as F
 from vrt_jax.losses import token
 from vrt_jax.losses.token import cross_entropy, token_logps
 from vrt_jax.types import IGNORE_INDEX
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +87,17 @@ def test_a_frozen_head_needs_the_logits_once(arrays):
     return step.lower(hidden, head).compile().as_text().count(" dot(")
 
   assert products((0,)) == 2 < products((0, 1))
+
+
+def test_a_trained_head_is_summed_over_devices_once(tmp_path: Path):
+  """Not in every chunk, which would send its gradient as often as there are chunks."""
+  path = tmp_path / "found.json"
+  command = [sys.executable, "-m", "tests.losses.head_on_mesh", str(path)]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  for error, in_loops, outside in json.loads(path.read_text()).values():
+    assert error < 1e-5
+    assert (in_loops, outside) == (0, 1)
 
 
 def test_logits_are_float32_for_bfloat16_states(arrays):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int32
 
 from vrt_jax.ops.sharding import constrain_batch, gathered, rows_per_device
@@ -73,19 +74,26 @@ def _forward(hidden: Array, head: Array, tokens: Array, needed: Array) -> tuple[
 
 def _backward(kept: tuple, by_logps: Float[Array, "C B Tc"]) -> tuple:
   slopes, hidden, head, tokens, needed = kept
+  devices = hidden.shape[1] // rows_per_device(hidden.shape[1])
+
+  def by_device(x: Array) -> Array:
+    """[devices, ..]: each has its own sum, and they are added once, after the last chunk."""
+    return constrain_batch(x, others=PartitionSpec.UNCONSTRAINED)
 
   def chunk(total: Array, xs: tuple[Array, ...]) -> tuple[Array, None]:
     x, token, factor, needed = xs
 
     def add() -> Array:
       slope = factor[..., None] * _logps(_logits(x, head), token)[1]
-      return total + jnp.einsum("btv,btd->vd", slope.astype(x.dtype), x)
+      rows, slope = (by_device(y.reshape(devices, -1, y.shape[-1])) for y in (x, slope))
+      return by_device(total + jnp.einsum("nrv,nrd->nvd", slope.astype(x.dtype), rows))
 
     return jax.lax.cond(needed, add, lambda: total), None
 
   # unused, and so never computed, where the head is frozen
-  by_head, _ = jax.lax.scan(chunk, jnp.zeros_like(head), (hidden, tokens, by_logps, needed))
-  return (by_logps[..., None] * slopes).astype(hidden.dtype), by_head, None, None
+  zeros = by_device(jnp.zeros((devices, *head.shape), head.dtype))
+  sums, _ = jax.lax.scan(chunk, zeros, (hidden, tokens, by_logps, needed))
+  return (by_logps[..., None] * slopes).astype(hidden.dtype), jnp.sum(sums, axis=0), None, None
 
 
 _logps_of_chunks.defvjp(_forward, _backward)
