@@ -76,7 +76,8 @@ def decode(args: SpeedArgs, subject: Subject, rows: int, dtype: str = "float32")
   import jax.numpy as jnp
   from flax import nnx
 
-  from vrt_jax.generate.decode import TokenIds, generate
+  from vrt_jax.generate.decode import TokenIds
+  from vrt_jax.generate.generation import write_text
   from vrt_jax.generate.sampling import Sampling
   from vrt_jax.models.stacks import with_layers_apart
 
@@ -92,7 +93,7 @@ def decode(args: SpeedArgs, subject: Subject, rows: int, dtype: str = "float32")
 
   def ours(count: int) -> Callable[[], np.ndarray]:
     def run() -> np.ndarray:
-      out = generate(
+      out = write_text(
         graphdef,
         params,
         inputs,
@@ -147,7 +148,8 @@ def predict(args: SpeedArgs, subject: Subject, encode_once: bool) -> dict:
   import jax
   from flax import nnx
 
-  from vrt_jax.generate.decode import TokenIds, generate
+  from vrt_jax.generate.decode import TokenIds
+  from vrt_jax.generate.generation import generate
   from vrt_jax.generate.predictor import binary_masks
   from vrt_jax.generate.sampling import Sampling
   from vrt_jax.models.stacks import with_layers_apart

@@ -10,13 +10,8 @@ from flax import nnx
 
 from tests import tiny
 from vrt_jax.data.transforms import Prompt, make_prompt, pad_inputs
-from vrt_jax.generate.decode import (
-  Generation,
-  GenerationInputs,
-  TokenIds,
-  generate,
-  store_seg_states,
-)
+from vrt_jax.generate.decode import GenerationInputs, TokenIds, store_seg_states
+from vrt_jax.generate.generation import Generation, generate, write_text
 from vrt_jax.generate.sampling import Sampling
 from vrt_jax.models.qwen3_vl import text
 from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache
@@ -133,7 +128,7 @@ def test_layers_one_by_one_and_in_a_scan_say_the_same(monkeypatch):
 def test_a_token_is_written_to_the_cache_in_place():
   """No copy of keys or values, which alone have so many slots as last axis, on CPUs."""
   slots = 11
-  lowered = generate.lower(
+  lowered = write_text.lower(
     *nnx.split(tiny.loaded().model),
     inputs(),
     jax.random.key(0),

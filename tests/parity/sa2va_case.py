@@ -27,7 +27,8 @@ from vrt_jax.data.chat import VRT_TOKENS, ChatTokenizer
 from vrt_jax.data.image import decode_image
 from vrt_jax.data.trace import evaluation_user_text
 from vrt_jax.data.transforms import Prompt, make_prompt, pad_inputs
-from vrt_jax.generate.decode import Generation, GenerationInputs, TokenIds, generate
+from vrt_jax.generate.decode import GenerationInputs, TokenIds
+from vrt_jax.generate.generation import Generation, generate
 from vrt_jax.generate.predictor import Prediction, Predictor, Request
 from vrt_jax.generate.sampling import Sampling
 from vrt_jax.model_directory import Loaded

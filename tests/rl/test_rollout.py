@@ -16,12 +16,12 @@ from vrt_jax.generate.decode import (
   GenerationInputs,
   TokenStats,
   decode,
-  generate,
   last_states,
   read_prompts,
   row_keys,
   start_groups,
 )
+from vrt_jax.generate.generation import generate
 from vrt_jax.generate.sampling import Sampling
 from vrt_jax.models.sa2va import Sa2VA, gather_positions
 from vrt_jax.models.sam2.model import Sam2

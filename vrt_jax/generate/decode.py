@@ -1,20 +1,16 @@
-"""Prefill and decode under jit: one compiled program for a bucket of prompts.
+"""Prefill and decode: from a bucket of prompts to new tokens, under jit.
 
 Prompts are right-padded to P slots of a cache that is read only; every sample writes its i-th new
-token to slot i of its own cache. A prompt may have several samples (`vrt_jax.rl.rollout`);
-`generate` makes one. Padding slots are never looked at. At a [SEG] that is an input token, in the
+token to slot i of its own cache. A prompt has one sample (`vrt_jax.generate.generation`) or several
+(`vrt_jax.rl.rollout`). Padding slots are never looked at. At a [SEG] that is an input token, in the
 prompt or among the new tokens, the hidden state before the final norm is kept; a [SEG] that comes
 out last has none.
 """
 
-from functools import partial
-
 import flax.struct
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
-from jax.sharding import AbstractMesh
 from jaxtyping import Bool, Float, Int32, Key
 
 from vrt_jax.generate.sampling import Sampling, logp_and_entropy, sample
@@ -22,7 +18,6 @@ from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache
 from vrt_jax.models.qwen3_vl.text import DecodingCache, TextDecoder
 from vrt_jax.models.sa2va import Sa2VA
 from vrt_jax.ops.attention_mask import AttentionMask
-from vrt_jax.ops.sharding import on_mesh
 from vrt_jax.types import TextInputs, VisionInputs, VisualFeatures
 
 
@@ -36,20 +31,6 @@ class GenerationInputs:
   """Position of the first new token minus the prompt's length."""
   grounding_image: Array
   """[B, Y, X, 3] uint8."""
-
-
-@flax.struct.dataclass
-class Generation:
-  """New tokens and the masks of all [SEG] that were inputs."""
-
-  tokens: Int32[Array, "B N"]
-  """Generated ids; positions after the end token hold the pad id."""
-  lengths: Int32[Array, "B"]
-  """Number of generated ids, the end token included."""
-  num_segs: Int32[Array, "B"]
-  """[SEG] with a hidden state, prompt included; those beyond M have no mask."""
-  low_res_masks: Float[Array, "B M Y X"]
-  iou_pred: Float[Array, "B M"]
 
 
 @flax.struct.dataclass
@@ -255,48 +236,3 @@ def token_lengths(tokens: Int32[Array, "*B N"], end: int) -> Int32[Array, "*B"]:
   """Tokens up to the first end token, which counts; N where there is none."""
   is_end = tokens == end
   return jnp.where(jnp.any(is_end, -1), jnp.argmax(is_end, -1) + 1, tokens.shape[-1])
-
-
-@partial(jax.jit, static_argnames=("max_new_tokens", "max_masks", "sampling", "ids", "mesh"))
-def generate(
-  graphdef: nnx.GraphDef,
-  params: nnx.State,
-  inputs: GenerationInputs,
-  key: Key[Array, ""],
-  *,
-  max_new_tokens: int,
-  max_masks: int,
-  sampling: Sampling,
-  ids: TokenIds,
-  mesh: AbstractMesh | None = None,
-) -> Generation:
-  """Text and low-resolution mask logits for a batch of prompts, in one program.
-
-  `mesh` is the one over which parameters and inputs are divided.
-  """
-  model = nnx.merge(graphdef, params)
-  with on_mesh(mesh):
-    return _generate(model, inputs, key, max_new_tokens, max_masks, sampling, ids)
-
-
-def _generate(
-  model: Sa2VA,
-  inputs: GenerationInputs,
-  key: Key[Array, ""],
-  max_new_tokens: int,
-  max_masks: int,
-  sampling: Sampling,
-  ids: TokenIds,
-) -> Generation:
-  state, logits = prefill(model, inputs, max_new_tokens, max_masks, ids)
-  state = state.replace(keys=row_keys(key, logits.shape[0], 1))
-  state = decode(model, state, logits, sampling, ids)
-  masks = model.masks(inputs.grounding_image, state.seg_hidden[:, 0])
-  tokens = state.tokens[:, 0]
-  return Generation(
-    tokens=tokens,
-    lengths=token_lengths(tokens, ids.end),
-    num_segs=state.num_segs[:, 0],
-    low_res_masks=masks.low_res_masks,
-    iou_pred=masks.iou_pred,
-  )

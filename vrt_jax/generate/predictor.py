@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float
 from vrt_jax.config import EvalConfig
 from vrt_jax.data.trace import Mention, evaluation_user_text, mentions
 from vrt_jax.data.transforms import Prompt, choose_bucket, make_prompt, pad_inputs
-from vrt_jax.generate.decode import GenerationInputs, TokenIds, generate
+from vrt_jax.generate.decode import GenerationInputs, TokenIds
+from vrt_jax.generate.generation import generate
 from vrt_jax.generate.sampling import Sampling
 from vrt_jax.metrics.results import PredictedMask
 from vrt_jax.model_directory import Loaded
