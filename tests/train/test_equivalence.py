@@ -203,9 +203,9 @@ from tests import tiny
 from tests.train import run_tiny
 from vrt_jax.config import MeshConfig
 from vrt_jax.runtime import make_mesh
-from vrt_jax.train.checkpoint import Checkpoints, to_pure
+from vrt_jax.train.checkpoint import Checkpoints
 from vrt_jax.train.optim import make_optimizer, trainable_filter
-from vrt_jax.train.state import create_state
+from vrt_jax.train.state import create_state, to_pure
 
 devices = int(sys.argv[1])
 jax.config.update("jax_num_cpu_devices", devices)

@@ -21,13 +21,12 @@ from types import TracebackType
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import nnx
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from vrt_jax.config import LoraConfig
 from vrt_jax.runtime import barrier, is_leader, largest
 from vrt_jax.train.checkpoint_files import check_arrays, first_line, free_name, read_item
-from vrt_jax.train.state import TrainState
+from vrt_jax.train.state import TrainState, from_pure, to_pure
 
 FOLDER = "checkpoints"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError)
@@ -269,37 +268,3 @@ def warn(text: str) -> None:
   """One line on standard error, once for all processes."""
   if is_leader():
     print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
-def to_pure(state: TrainState) -> dict:
-  """Nested dicts of arrays, which Orbax stores by name."""
-  return {
-    "step": state.step,
-    "skipped": state.skipped,
-    "trainable": nnx.to_pure_dict(state.trainable),
-    "opt_state": jax.tree.map(
-      lambda s: nnx.to_pure_dict(s) if isinstance(s, nnx.State) else s,
-      state.opt_state,
-      is_leaf=lambda s: isinstance(s, nnx.State),
-    ),
-  }
-
-
-def from_pure(like: TrainState, pure: dict) -> TrainState:
-  """The inverse of `to_pure`, in the structure of `like`."""
-
-  def fill(target: object, values: object) -> object:
-    if not isinstance(target, nnx.State):
-      return values
-    filled = jax.tree.map(lambda x: x, target)
-    nnx.replace_by_pure_dict(filled, values)
-    return filled
-
-  return TrainState(
-    step=pure["step"],
-    skipped=pure["skipped"],
-    trainable=fill(like.trainable, pure["trainable"]),
-    opt_state=jax.tree.map(
-      fill, like.opt_state, pure["opt_state"], is_leaf=lambda s: isinstance(s, nnx.State)
-    ),
-  )

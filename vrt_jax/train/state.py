@@ -66,6 +66,40 @@ def create_state(
   return TrainState(step, train_params, opt_state, skipped), Frozen(graphdef, frozen)
 
 
+def to_pure(state: TrainState) -> dict:
+  """A state as nested dicts of arrays, which Orbax stores by name."""
+  return {
+    "step": state.step,
+    "skipped": state.skipped,
+    "trainable": nnx.to_pure_dict(state.trainable),
+    "opt_state": jax.tree.map(
+      lambda s: nnx.to_pure_dict(s) if isinstance(s, nnx.State) else s,
+      state.opt_state,
+      is_leaf=lambda s: isinstance(s, nnx.State),
+    ),
+  }
+
+
+def from_pure(like: TrainState, pure: dict) -> TrainState:
+  """The inverse of `to_pure`, in the structure of `like`."""
+
+  def fill(target: object, values: object) -> object:
+    if not isinstance(target, nnx.State):
+      return values
+    filled = jax.tree.map(lambda x: x, target)
+    nnx.replace_by_pure_dict(filled, values)
+    return filled
+
+  return TrainState(
+    step=pure["step"],
+    skipped=pure["skipped"],
+    trainable=fill(like.trainable, pure["trainable"]),
+    opt_state=jax.tree.map(
+      fill, like.opt_state, pure["opt_state"], is_leaf=lambda s: isinstance(s, nnx.State)
+    ),
+  )
+
+
 def parameter_counts(state: TrainState, frozen: Frozen) -> dict[str, tuple[int, int]]:
   """Module -> (trainable, frozen) number of values, for the table printed at the start."""
   counts: dict[str, list[int]] = {}
