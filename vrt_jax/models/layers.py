@@ -25,6 +25,7 @@ from vrt_jax.ops.sharding import (
   constrain_batch,
   divides_weights,
   on_one_cpu,
+  platform,
 )
 from vrt_jax.ops.splash import RESIDUALS
 from vrt_jax.runtime import mesh_axes
@@ -228,7 +229,27 @@ class Embedding(nnx.Module):
     self.weight = param(rngs, (num_embeddings, features), nnx.initializers.normal(0.02), axes)
 
   def __call__(self, ids: Int32[Array, "*B"]) -> Float[Array, "*B D"]:
-    return jnp.take(self.weight[...], ids, axis=0)
+    table = self.weight[...]
+    if platform() == "cpu" and table.dtype == jnp.bfloat16:
+      return _rows_16(table, ids)
+    return jnp.take(table, ids, axis=0)
+
+
+@jax.custom_jvp
+def _rows_16(table: Float[Array, "N D"], ids: Int32[Array, "*B"]) -> Float[Array, "*B D"]:
+  """Rows of a bfloat16 table, taken as integers: XLA's CPU compiler would widen the whole table.
+
+  Without the barrier it would copy the integers before a loop over tokens.
+  """
+  table, ids = jax.lax.optimization_barrier((table, ids))
+  bits = jax.lax.bitcast_convert_type(table, jnp.uint16)
+  return jax.lax.bitcast_convert_type(jnp.take(bits, ids, axis=0), table.dtype)
+
+
+@_rows_16.defjvp
+def _rows_16_slope(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple:
+  table, ids = primals
+  return _rows_16(table, ids), jnp.take(tangents[0], ids, axis=0)
 
 
 class RMSNorm(nnx.Module):
