@@ -92,6 +92,31 @@ def test_chunked_equals_unchunked(monkeypatch, name, platform):
   assert all(float(jnp.abs(g).max()) > 1e-2 for g in chunked[1])
 
 
+def small_sequences_on_divided_cpus(monkeypatch, name, min_by_head):
+  """Values, gradients and the number of calls of `all_heads`."""
+  calls = []
+
+  def counted(*args):
+    calls.append(args)
+    return cpu_attention.all_heads(*args)
+
+  monkeypatch.setattr(sharding, "platform", lambda: "cpu")
+  monkeypatch.setattr(module, "platform", lambda: "cpu")
+  monkeypatch.setattr(module, "on_one_cpu", lambda: False)
+  monkeypatch.setattr(module, "all_heads", counted)
+  monkeypatch.setattr(cpu_attention, "MIN_BY_HEAD", min_by_head)
+  return small_value_and_grads(name), len(calls)
+
+
+@pytest.mark.parametrize("name", ["none", "segments", "slots", "causal"])
+def test_cpus_that_a_mesh_divides_take_heads_first_for_short_sequences(monkeypatch, name):
+  short, calls = small_sequences_on_divided_cpus(monkeypatch, name, 1000)
+  assert calls == 1
+  long, calls = small_sequences_on_divided_cpus(monkeypatch, name, 1)
+  assert calls == 0
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), short, long)
+
+
 def test_a_span_of_causal_queries_reads_no_later_keys(monkeypatch):
   sizes = []
   head_by_head = cpu_attention._head_by_head

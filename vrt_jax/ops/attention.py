@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Float
 
 from vrt_jax.ops.attention_mask import MASKED, AttentionMask
-from vrt_jax.ops.cpu_attention import cpu_attention
+from vrt_jax.ops.cpu_attention import all_heads, cpu_attention, is_short
 from vrt_jax.ops.sharding import on_one_cpu, on_tpu, platform
 from vrt_jax.ops.splash import splash
 
@@ -44,9 +44,11 @@ def attention(
   mask: AttentionMask | None = None,
 ) -> Float[Array, "B T N H"]:
   """softmax(q k^T / sqrt(H)) v, N a multiple of K; scores and softmax in float32."""
+  b, t, n, h = q.shape
   if on_one_cpu():
     return cpu_attention(q, k, v, mask)
-  b, t, n, h = q.shape
+  if platform() == "cpu" and is_short(t, k.shape[1]):
+    return all_heads(q, k, v, mask)
   if t > MAX_UNCHUNKED and on_tpu() and (mask is None or mask.q_slots is None or mask.from_start):
     segments = (None, None) if mask is None else (mask.q_segments, mask.kv_segments)
     causal = mask is not None and mask.from_start

@@ -27,8 +27,8 @@ def cpu_attention(
   Gradients of long sequences compute scores again.
   """
   t, s = q.shape[1], k.shape[1]
-  if t * s < MIN_BY_HEAD:
-    return _all_heads(q, k, v, mask)
+  if is_short(t, s):
+    return jax.checkpoint(all_heads)(q, k, v, mask)
   if mask is None or not mask.from_start or t != s:
     return _head_by_head(q, k, v, mask)
   span = -(-t // (CAUSAL_SPANS * QUERY_CHUNK)) * QUERY_CHUNK
@@ -40,8 +40,18 @@ def cpu_attention(
   return jnp.concatenate(parts, axis=1)
 
 
-@jax.checkpoint
-def _all_heads(q: Array, k: Array, v: Array, mask: AttentionMask | None) -> Array:
+def is_short(t: int, s: int) -> bool:
+  """Whether all heads' scores of T queries and S keys are computed at once."""
+  return t * s < MIN_BY_HEAD
+
+
+def all_heads(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  mask: AttentionMask | None,
+) -> Float[Array, "B T N H"]:
+  """`cpu_attention` of a short sequence, whose scores are kept for its gradients."""
   b, t, n, h = q.shape
   num_kv = k.shape[2]
   q = q.reshape(b, t, num_kv, n // num_kv, h).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
