@@ -41,14 +41,22 @@ def rows_that_count() -> np.ndarray:
   return np.asarray(jnp.pad(PROMPT_MASK, ((0, 0), (0, G * N)), constant_values=True))
 
 
-@pytest.mark.parametrize("query_chunk", [256, 24])
-def test_packed_equals_one_by_one(monkeypatch: pytest.MonkeyPatch, query_chunk: int):
-  """In one piece, and in chunks of 24 / 3 queries that do not divide the 21 slots."""
+@pytest.mark.parametrize(
+  ("query_chunk", "unchunked", "at_a_time"), [(256, 0, N), (24, 1024, N), (24, 0, 24 // G)]
+)
+def test_packed_equals_one_by_one(
+  monkeypatch: pytest.MonkeyPatch, query_chunk: int, unchunked: int, at_a_time: int
+):
+  """In one piece, where chunks or few scores allow it, and in chunks that do not divide N."""
   monkeypatch.setattr(module, "QUERY_CHUNK", query_chunk)
+  monkeypatch.setattr(module, "MAX_UNCHUNKED", unchunked)
+  sizes, attend = set(), module._attend
+  monkeypatch.setattr(module, "_attend", lambda q, *x: sizes.add(q.shape[2]) or attend(q, *x))
   mask = PackedMask(PROMPT_MASK, G)
   rows = rows_that_count()
   found = packed_attention(*arrays(), mask)
   wanted = one_by_one(*arrays())
+  assert sizes == {at_a_time}
   np.testing.assert_allclose(found[rows], wanted[rows], rtol=1e-5, atol=1e-5)
   everything = packed_attention(*arrays(), PackedMask(jnp.ones_like(PROMPT_MASK), G))
   assert np.abs(np.asarray(everything - wanted))[1, P:].max() > 0.05  # padding must not be seen

@@ -69,16 +69,18 @@ def group_attention(
 ) -> Float[Array, "B G T N H"]:
   """Each query looks at its prompt's tokens and at its completion's slots 0 .. q_slots[i].
 
-  Scores and softmax are float32; queries go in chunks, which the backward pass computes again.
+  Scores and softmax are float32; where there are many, queries go in chunks, which the backward
+  pass computes again.
   """
   b, g, t, n, h = q.shape
+  scores = g * t * (prompt_k.shape[1] + k.shape[2])  # of a head
   q = q.reshape(b, g, t, k.shape[3], n // k.shape[3], h)
 
   def attend(q: Array, slots: Array) -> Array:
     return _attend(q, prompt_k, prompt_v, prompt_mask, k, v, slots)
 
   chunk = max(1, QUERY_CHUNK // g)
-  if t <= chunk:
+  if t <= chunk or scores <= MAX_UNCHUNKED**2:
     return attend(q, q_slots).reshape(b, g, t, n, h)
   chunks = -(-t // chunk)
   pad = chunks * chunk - t
