@@ -1,7 +1,7 @@
-"""Text and masks of a batch of prompts, in three programs a bucket of prompts.
+"""Text and masks of a batch of prompts, in three programs.
 
-prompts -> write_text -> tokens, [SEG] states
-pictures -> encode_images -> features          both -> decode_masks -> masks
+`write_text` makes tokens and [SEG] states of prompts, `encode_images` features of their pictures,
+and `decode_masks` masks of both. Another bucket of prompts compiles the first alone.
 """
 
 from concurrent.futures import ThreadPoolExecutor

@@ -24,7 +24,7 @@ def cpu_attention(
 ) -> Float[Array, "B T N H"]:
   """softmax(q k^T / sqrt(H)) v; long causal queries in spans, each against the keys up to its end.
 
-  Gradients of long sequences compute scores again.
+  Gradients compute scores again.
   """
   t, s = q.shape[1], k.shape[1]
   if is_short(t, s):
