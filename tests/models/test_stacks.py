@@ -13,7 +13,8 @@ from flax import nnx
 
 from tests import tiny
 from tests.generate import test_decode as decoding
-from vrt_jax.generate.decode import TokenIds, generate
+from vrt_jax.generate.decode import TokenIds
+from vrt_jax.generate.generation import generate, write_text
 from vrt_jax.generate.predictor import Predictor
 from vrt_jax.models import stacks
 from vrt_jax.models.stacks import Apart, layer_of, map_layers, scan_layers, with_layers_apart
@@ -45,7 +46,7 @@ def few_ids() -> TokenIds:
 
 
 def asked(function: Callable[..., T], params: nnx.State) -> T:
-  """`generate`, or its lowering, with the parameters."""
+  """`generate`, or the lowering of `write_text`, with the parameters."""
   return function(
     nnx.graphdef(tiny.loaded().model),
     params,
@@ -88,8 +89,8 @@ def test_a_program_reads_the_layers_where_they_lie():
   """No slice or copy of a weight of the text layers: every layer is an argument."""
   params = nnx.state(tiny.loaded().model)
   made = rf"= {re.escape(MLP_WEIGHT)}\S* (?!parameter|get-tuple-element|bitcast)(\w[\w-]*)\("
-  assert re.search(made, asked(generate.lower, params).compile().as_text())
-  assert not re.search(made, asked(generate.lower, with_layers_apart(params)).compile().as_text())
+  assert re.search(made, asked(write_text.lower, params).compile().as_text())
+  assert not re.search(made, asked(write_text.lower, with_layers_apart(params)).compile().as_text())
 
 
 def test_generation_is_the_same():
