@@ -82,7 +82,8 @@ def test_both_sides_of_the_rollout_have_the_same_weights_and_prompt():
 def test_both_sides_compute_the_same():
   """Every line says how far the sides are apart."""
   line = bench_speed.prefill(ONCE, SMALL)
-  assert line["error"] < 1e-4 and line["tokens"] == 12 + 40 and line["of_gemm_limit"] > 0
+  assert line["error"] < 1e-4 and line["tokens"] == 12 + 40 and line["gemm_gflops"] > 0
+  assert 0 <= line["of_gemm_limit"] < 1  # rounded: so small a model may be below a hundredth
   assert bench_speed.predict(ONCE, SMALL, encode_once=False)["pixels_that_differ"] < 1e-3
 
 
