@@ -93,7 +93,7 @@ def decode(args: SpeedArgs, subject: Subject, rows: int, dtype: str = "float32")
 
   def ours(count: int) -> Callable[[], np.ndarray]:
     def run() -> np.ndarray:
-      out = write_text(
+      text, _ = write_text(
         graphdef,
         params,
         inputs,
@@ -103,7 +103,7 @@ def decode(args: SpeedArgs, subject: Subject, rows: int, dtype: str = "float32")
         sampling=Sampling(),
         ids=ids,
       )
-      return np.asarray(jax.block_until_ready(out).tokens)
+      return np.asarray(jax.block_until_ready(text).tokens)
 
     return run
 
@@ -241,7 +241,7 @@ def mask_decode(args: SpeedArgs, subject: Subject, objects: int) -> dict:
   @jax.jit
   def run(params, features, states):
     model = nnx.merge(graphdef, params)
-    return model.sam2.decode_masks(features, model.language_embeddings(states[None]))
+    return model.decode_masks(features, states[None])
 
   theirs = torch_side(subject)
   maps = theirs.image_maps(image)

@@ -1,8 +1,6 @@
 """Token log-probabilities and cross-entropy against the full softmax."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -12,11 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.train import processes
 from vrt_jax.losses import token
 from vrt_jax.losses.token import cross_entropy, token_logps
 from vrt_jax.types import IGNORE_INDEX
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +89,10 @@ def test_a_frozen_head_needs_the_logits_once(arrays):
 def test_a_trained_head_is_summed_over_devices_once(tmp_path: Path):
   """Not in every chunk, which would send its gradient as often as there are chunks."""
   path = tmp_path / "found.json"
-  command = [sys.executable, "-m", "tests.losses.head_on_mesh", str(path)]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
+  status, _, errors = processes.finish(
+    processes.start_module("tests.losses.head_on_mesh", str(path))
+  )
+  assert status == 0, errors
   for error, in_loops, outside in json.loads(path.read_text()).values():
     assert error < 1e-5
     assert (in_loops, outside) == (0, 1)

@@ -29,7 +29,7 @@ from vrt_jax.ops.sharding import on_mesh, on_one_cpu
 
 @flax.struct.dataclass
 class Text:
-  """New tokens, and the states of all [SEG] that were inputs."""
+  """New tokens."""
 
   tokens: Int32[Array, "B N"]
   """Generated ids; positions after the end token hold the pad id."""
@@ -37,17 +37,12 @@ class Text:
   """Number of generated ids, the end token included."""
   num_segs: Int32[Array, "B"]
   """[SEG] with a hidden state, prompt included; those beyond M have no mask."""
-  seg_hidden: Float[Array, "B M D"]
-  """Before the final norm."""
 
 
 @flax.struct.dataclass
-class Generation:
-  """New tokens and the masks of all [SEG] that were inputs; the first three as of `Text`."""
+class Generation(Text):
+  """New tokens and the masks of all [SEG] that were inputs."""
 
-  tokens: Int32[Array, "B N"]
-  lengths: Int32[Array, "B"]
-  num_segs: Int32[Array, "B"]
   low_res_masks: Float[Array, "B M Y X"]
   iou_pred: Float[Array, "B M"]
 
@@ -64,20 +59,19 @@ def write_text(
   sampling: Sampling,
   ids: TokenIds,
   mesh: AbstractMesh | None = None,
-) -> Text:
-  """The language half; arguments as of `generate`."""
+) -> tuple[Text, Float[Array, "B M D"]]:
+  """The text, and the states before the final norm of all [SEG] that were inputs.
+
+  Arguments as of `generate`.
+  """
   with on_mesh(mesh):
     model = nnx.merge(graphdef, params)
     state, logits = prefill(model, inputs, max_new_tokens, max_masks, ids)
     state = state.replace(keys=row_keys(key, logits.shape[0], 1))
     state = decode(model, state, logits, sampling, ids)
     tokens = state.tokens[:, 0]
-    return Text(
-      tokens=tokens,
-      lengths=token_lengths(tokens, ids.end),
-      num_segs=state.num_segs[:, 0],
-      seg_hidden=state.seg_hidden[:, 0],
-    )
+    text = Text(tokens, token_lengths(tokens, ids.end), state.num_segs[:, 0])
+    return text, state.seg_hidden[:, 0]
 
 
 @partial(jax.jit, static_argnames="mesh")
@@ -105,8 +99,7 @@ def decode_masks(
 ) -> MaskOutput:
   """One mask a [SEG] state."""
   with on_mesh(mesh):
-    model = nnx.merge(graphdef, params)
-    return model.sam2.decode_masks(features, model.language_embeddings(seg_hidden))
+    return nnx.merge(graphdef, params).decode_masks(features, seg_hidden)
 
 
 def generate(
@@ -127,7 +120,7 @@ def generate(
   while text is written: the one waits for arithmetic, the other for memory.
   """
 
-  def write() -> Text:
+  def write() -> tuple[Text, Float[Array, "B M D"]]:
     return write_text(
       graphdef,
       params,
@@ -148,14 +141,8 @@ def generate(
   if beside:
     with ThreadPoolExecutor(1) as thread:
       encoded = thread.submit(encode)
-      text, features = write(), encoded.result()
+      (text, seg_hidden), features = write(), encoded.result()
   else:
-    text, features = write(), encode()
-  masks = decode_masks(graphdef, params, features, text.seg_hidden, mesh=mesh)
-  return Generation(
-    tokens=text.tokens,
-    lengths=text.lengths,
-    num_segs=text.num_segs,
-    low_res_masks=masks.low_res_masks,
-    iou_pred=masks.iou_pred,
-  )
+    (text, seg_hidden), features = write(), encode()
+  masks = decode_masks(graphdef, params, features, seg_hidden, mesh=mesh)
+  return Generation(**vars(text), low_res_masks=masks.low_res_masks, iou_pred=masks.iou_pred)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int32, Key, UInt8
 from vrt_jax.config import ModelConfig, Remat
 from vrt_jax.models.layers import Linear, ShapeRngs, with_whole_weights
 from vrt_jax.models.qwen3_vl.model import Qwen3VL
-from vrt_jax.models.sam2.model import MaskOutput, Sam2
+from vrt_jax.models.sam2.model import ImageFeatures, MaskOutput, Sam2
 from vrt_jax.types import Batch
 
 
@@ -60,6 +60,10 @@ class Sa2VA(nnx.Module):
   ) -> MaskOutput:
     """One mask a [SEG]; SAM 2's image encoder runs once an image."""
     features = self.sam2.encode_image(grounding_image, self.dtype)
+    return self.decode_masks(features, seg_hidden)
+
+  def decode_masks(self, features: ImageFeatures, seg_hidden: Float[Array, "B M D"]) -> MaskOutput:
+    """One mask a [SEG] from what SAM 2's image encoder made of the images."""
     return self.sam2.decode_masks(features, self.language_embeddings(seg_hidden))
 
   def __call__(

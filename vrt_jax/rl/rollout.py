@@ -129,6 +129,5 @@ def decode_group_masks(
 ) -> Float[Array, "B G M Y X"]:
   """Low-resolution logits of the masks of all samples, float32: one batch an image."""
   b, g, m, d = seg_hidden.shape
-  prompts = model.language_embeddings(seg_hidden.reshape(b, g * m, d))
-  masks = model.sam2.decode_masks(image, prompts).low_res_masks
+  masks = model.decode_masks(image, seg_hidden.reshape(b, g * m, d)).low_res_masks
   return masks.reshape(b, g, m, *masks.shape[2:])

@@ -89,7 +89,7 @@ def mask_terms(
   slots = best_sample(batch.completions.seg_slots, batch.best)
   own = best_sample(states.own, batch.best)
   hidden = seg_states(own[:, None], slots[:, None])[:, 0]  # [B, M, D]
-  masks = model.sam2.decode_masks(batch.image, model.language_embeddings(hidden)).low_res_masks
+  masks = model.decode_masks(batch.image, hidden).low_res_masks
   merged, _ = merged_masks(masks, slots >= 0, batch.best_is_answer, grpo.mask_loss)
   valid = masks_that_count(batch, grpo)
   bce, dice, _ = mask_losses(
