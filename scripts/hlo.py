@@ -219,16 +219,15 @@ def convolution_flops(computation: Computation, instruction: Instruction) -> flo
   labels = instruction.attribute("dim_labels")
   lhs_labels, rhs_labels, out_labels = re.match(r"(\w+)_(\w+)->(\w+)", labels).groups()
   features = types[1].shape[rhs_labels.index("i")]
-  spatial = [c for c in rhs_labels if c.isdigit()]
   window = re.search(r"window=\{([^}]*)\}", instruction.text)
   settings = dict(part.split("=") for part in window[1].split()) if window else {}
   pairs = 1.0
-  for n, label in enumerate(spatial):
+  for label in (c for c in rhs_labels if c.isdigit()):
     size = types[1].shape[rhs_labels.index(label)]
     positions = instruction.types[0].shape[out_labels.index(label)]
     length = types[0].shape[lhs_labels.index(label)]
     out //= positions
-    pairs *= _window_pairs(settings, n, size, positions, length)
+    pairs *= _window_pairs(settings, int(label), size, positions, length)
   return 2.0 * out * features * pairs
 
 

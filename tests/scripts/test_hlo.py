@@ -115,6 +115,20 @@ ENTRY %main (x: f32[4,8,16], k: f32[4,16,8]) -> f32[4,8,8] {
   assert program.flops(computation, instruction) == 2 * 4 * 8 * 8 * 16
 
 
+def test_heads_of_a_projection_count_whatever_the_order_of_the_window():
+  """A product [2, 16, 32] x [8, 4, 32], row by head by feature; heads are the second dimension."""
+  text = """
+ENTRY %main (x: f32[2,16,32,1], k: f32[8,4,32,1]) -> f32[2,16,8,4] {
+  %x = f32[2,16,32,1]{2,1,0,3} parameter(0)
+  %k = f32[8,4,32,1]{2,1,0,3} parameter(1)
+  ROOT %y = f32[2,16,8,4]{3,1,2,0} convolution(%x, %k), window={size=1x8 pad=0_0x7_7 rhs_reversal=0x1}, dim_labels=0bf1_1oi0->0b1f
+}
+"""  # noqa: E501
+  program = Program(text)
+  computation, instruction, _ = find(program, "y")
+  assert program.flops(computation, instruction) == 2 * (2 * 16) * (8 * 4) * 32
+
+
 def test_bytes_in_hbm(program):
   computation, instruction, _ = find(program, "layer")
   assert program.hbm_bytes(computation, instruction) == MATRIX + 4  # one layer's slice, the index
