@@ -19,7 +19,7 @@ LOGICAL_AXES: dict[str | None, str | None] = {
   "heads": "tensor",
   "kv": "tensor",
   "mlp": "tensor",
-  "lora": "fsdp",
+  "lora": None,
   "vision_embed": "fsdp",
   "vision_heads": "tensor",
   "vision_mlp": "tensor",

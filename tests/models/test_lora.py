@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from tests import tiny
-from vrt_jax.models.layers import LoraLinear, draw_dropouts
+from vrt_jax.models.adapters import LoraLinear, draw_dropouts
 from vrt_jax.models.lora import add_lora, merge_lora
 from vrt_jax.models.sa2va import Sa2VA
 

@@ -1,6 +1,8 @@
 """Products of few rows on CPUs against the plain one, with gradients."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.extend
@@ -8,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.train import processes
 from vrt_jax.ops import linear as module
-from vrt_jax.ops.linear import FEW_ROWS, linear, low_rank_up
+from vrt_jax.ops.linear import FEW_ROWS, linear, low_rank
 
 
 def arrays(rows: int, dtype=jnp.float32) -> tuple[jax.Array, jax.Array]:
@@ -104,7 +107,7 @@ def test_on_cpus_products_of_16_bits_have_float32_sums(monkeypatch, function):
 
 def adapter_gradients(x, down, up):
   def loss(x, down, up):
-    wide = low_rank_up(linear(x, down), up)
+    wide = low_rank(linear(x, down), up)
     return jnp.sum(jnp.sin(jax.nn.silu(wide).astype(jnp.float32)))
 
   return jax.grad(loss, argnums=(0, 1, 2))(x, down, up)
@@ -136,3 +139,30 @@ def test_on_cpus_an_adapter_does_not_transpose_the_wide_gradient(monkeypatch):
   assert not transposes()
   monkeypatch.setattr(module, "platform", lambda: "tpu")
   assert transposes()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rows", [1, FEW_ROWS + 1])
+@pytest.mark.parametrize("kind", ["cpu", "tpu"])
+def test_heads_are_a_product_by_their_own_dimension(monkeypatch, kind, rows, dtype):
+  x, weight = arrays(rows, dtype)
+  heads = weight.reshape(4, 4, 24)
+  monkeypatch.setattr(module, "platform", lambda: kind)
+  monkeypatch.setattr(module, "on_one_cpu", lambda: kind == "cpu")
+  for function in (linear, low_rank):
+    found = function(x, heads)
+    assert (found.shape, found.dtype) == ((1, rows, 4, 4), dtype)
+    plain = function(x, weight)
+    np.testing.assert_allclose(found.reshape(plain.shape), plain, rtol=1e-6, atol=1e-6)
+
+
+def test_on_a_mesh_every_device_sums_its_own_rows_for_an_adapter(tmp_path: Path):
+  path = tmp_path / "found.json"
+  status, _, errors = processes.finish(
+    processes.start_module("tests.ops.adapter_on_mesh", str(path))
+  )
+  assert status == 0, errors
+  for error, summed, plain in json.loads(path.read_text()).values():
+    assert error < 1e-5
+    assert summed == [True, True]
+    assert plain == [False, False]

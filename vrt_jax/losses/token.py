@@ -3,10 +3,15 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int32
 
-from vrt_jax.ops.sharding import constrain_batch, gathered, rows_per_device
+from vrt_jax.ops.sharding import (
+  by_device,
+  constrain_batch,
+  gathered,
+  rows_by_device,
+  rows_per_device,
+)
 from vrt_jax.types import IGNORE_INDEX
 
 LOGIT_BYTES = 128 * 2**20
@@ -76,20 +81,17 @@ def _backward(kept: tuple, by_logps: Float[Array, "C B Tc"]) -> tuple:
   slopes, hidden, head, tokens, needed = kept
   devices = hidden.shape[1] // rows_per_device(hidden.shape[1])
 
-  def by_device(x: Array) -> Array:
-    """[devices, ..]: each has its own sum, and they are added once, after the last chunk."""
-    return constrain_batch(x, others=PartitionSpec.UNCONSTRAINED)
-
   def chunk(total: Array, xs: tuple[Array, ...]) -> tuple[Array, None]:
     x, token, factor, needed = xs
 
     def add() -> Array:
       slope = factor[..., None] * _logps(_logits(x, head), token)[1]
-      rows, slope = (by_device(y.reshape(devices, -1, y.shape[-1])) for y in (x, slope))
-      return by_device(total + jnp.einsum("nrv,nrd->nvd", slope.astype(x.dtype), rows))
+      rows, slope = rows_by_device(x), rows_by_device(slope.astype(x.dtype))
+      return by_device(total + jnp.einsum("nbtv,nbtd->nvd", slope, rows))
 
     return jax.lax.cond(needed, add, lambda: total), None
 
+  # each device has its own sum, and they are added once, after the last chunk;
   # unused, and so never computed, where the head is frozen
   zeros = by_device(jnp.zeros((devices, *head.shape), head.dtype))
   sums, _ = jax.lax.scan(chunk, zeros, (hidden, tokens, by_logps, needed))

@@ -11,18 +11,16 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
-from jaxtyping import Bool, Float, Int32, Key
+from jaxtyping import Float, Int32
 
-from vrt_jax.config import LoraConfig
-from vrt_jax.ops.linear import linear, low_rank_up
+from vrt_jax.ops.linear import linear
 from vrt_jax.ops.sharding import (
   FSDP_AXIS,
   ambient_mesh,
-  constrain_batch,
   divides_weights,
   on_one_cpu,
   platform,
@@ -128,7 +126,7 @@ def in_row_blocks(
 
 
 class Linear(nnx.Module):
-  """(.., in) -> (.., out): x W^T + b, in the dtype of x."""
+  """(.., in) -> (.., out): x W^T + b, in the dtype of x; with `head_dim` (.., out / H, H)."""
 
   def __init__(
     self,
@@ -137,89 +135,28 @@ class Linear(nnx.Module):
     *,
     bias: bool = True,
     axes: Axes = (None, None),
+    head_dim: int | None = None,
     rngs: nnx.Rngs,
   ):
     init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
     self.weight = param(rngs, (out_features, in_features), init, axes)
     zeros = nnx.initializers.zeros
     self.bias = param(rngs, (out_features,), zeros, axes[:1]) if bias else None
+    self.head_dim = head_dim
 
-  def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
+  def _by_heads(self, weight: Float[Array, "out *in"]) -> Array:
+    if self.head_dim is None:
+      return weight
+    return weight.reshape(-1, self.head_dim, *weight.shape[1:])
+
+  def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B_out"]:
     shape = x.shape
     if x.ndim > 3:  # maps: as a matrix product, not as a convolution
       x = x.reshape(shape[0], -1, shape[-1])
-    y = linear(x, self.weight[...].astype(x.dtype))
+    y = linear(x, self._by_heads(self.weight[...].astype(x.dtype)))
     if self.bias is not None:
-      y = y + self.bias[...].astype(x.dtype)
-    return y.reshape(*shape[:-1], -1)
-
-
-@struct.dataclass
-class Dropout:
-  """Inverted dropout with a mask that is drawn already."""
-
-  keep: Bool[Array, "*B D"]
-  keep_share: float = struct.field(pytree_node=False)
-
-  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    return jnp.where(self.keep, x / self.keep_share, 0).astype(x.dtype)
-
-
-def draw_dropouts(
-  key: Key[Array, ""], shape: tuple[int, ...], rate: float, count: int
-) -> list[Dropout]:
-  """`count` (1 to 4) independent dropouts of arrays of one shape [B, .., D].
-
-  They share one random word an element, of which each takes 16 bits or, where there are more than
-  two, 32 // count. The rate is rounded to them: 0.0498 instead of 0.05 for three. Drawn once and
-  kept as a byte an element, since XLA would draw again in every operation that uses a mask.
-  """
-  width = min(16, 32 // count)
-  dropped = round(rate * 2**width)
-  words = jax.random.bits(key, shape, jnp.uint32)
-  fields = [(words >> (n * width)) & (2**width - 1) for n in range(count)]
-  flags = sum((field >= dropped).astype(jnp.uint8) << n for n, field in enumerate(fields))
-  flags = jax.lax.optimization_barrier(constrain_batch(flags))
-  keep_share = 1 - dropped / 2**width
-  return [Dropout((flags >> n) & 1 == 1, keep_share) for n in range(count)]
-
-
-class LoraLinear(Linear):
-  """Linear plus the low-rank update (alpha / rank) B A dropout(x) (Hu et al., arXiv 2106.09685).
-
-  A starts Kaiming-uniform (a = sqrt 5, as in PEFT), B at zero. Rank 0 makes a plain Linear.
-  """
-
-  def __init__(
-    self,
-    in_features: int,
-    out_features: int,
-    *,
-    bias: bool = False,
-    axes: Axes = (None, None),
-    lora: LoraConfig,
-    rngs: nnx.Rngs,
-  ):
-    super().__init__(in_features, out_features, bias=bias, axes=axes, rngs=rngs)
-    self.lora = lora
-    if lora.rank:
-      uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=1, out_axis=0)
-      zeros = nnx.initializers.zeros
-      self.lora_a = param(rngs, (lora.rank, in_features), uniform, ("lora", axes[1]), nnx.LoRAParam)
-      self.lora_b = param(rngs, (out_features, lora.rank), zeros, (axes[0], "lora"), nnx.LoRAParam)
-
-  def __call__(
-    self, x: Float[Array, "*B in"], dropout: Dropout | None = None
-  ) -> Float[Array, "*B out"]:
-    """`dropout` is that of the low-rank update (training)."""
-    y = super().__call__(x)
-    if not self.lora.rank:
-      return y
-    if dropout is not None:
-      x = dropout(x)
-    down = linear(x, self.lora_a[...].astype(x.dtype))
-    up = low_rank_up(down, self.lora_b[...].astype(x.dtype))
-    return y + up * (self.lora.alpha / self.lora.rank)
+      y = y + self._by_heads(self.bias[...].astype(x.dtype))
+    return y.reshape(*shape[:-1], *y.shape[x.ndim - 1 :])
 
 
 class Embedding(nnx.Module):

@@ -9,28 +9,71 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from vrt_jax.ops.sharding import on_one_cpu, platform
+from vrt_jax.ops.sharding import ambient_mesh, by_device, on_one_cpu, platform, rows_by_device
 
 FEW_ROWS = 12
 
 
 def linear(
-  x: Float[Array, "*B in"], weight: Float[Array, "out in"], dtype: DTypeLike | None = None
-) -> Float[Array, "*B out"]:
+  x: Float[Array, "*B in"], weight: Float[Array, "*out in"], dtype: DTypeLike | None = None
+) -> Float[Array, "*B_out"]:
   """x W^T in `dtype`, that of x where None; sums are float32.
+
+  The weight of heads is [N, H, in], and the product [.., N, H]: it leaves the compiler the order in
+  which attention wants it, where a TPU would copy [.., N * H] into another.
 
   Decoding and mask prompts multiply a few rows by large matrices, which is a matter of reading
   them. On CPUs the plain product of 2 to 12 rows reads a float32 matrix at a half of the memory's
   speed, and that of one row a bfloat16 matrix at a thirtieth.
   """
   dtype = x.dtype if dtype is None else dtype
+  if platform() != "cpu":
+    return _plain(x, weight, dtype)
+  matrix = weight.reshape(-1, weight.shape[-1])
   rows = math.prod(x.shape[:-1])
   if on_one_cpu() and 0 < rows <= FEW_ROWS:
-    out = _few_rows(x.reshape(rows, -1), weight)
-    return out.reshape(*x.shape[:-1], -1).astype(dtype)
-  if platform() == "cpu" and x.dtype == weight.dtype == dtype == jnp.bfloat16:
-    return _linear_16(x, weight)
-  return jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=dtype)
+    out = _few_rows(x.reshape(rows, -1), matrix).astype(dtype)
+  elif x.dtype == weight.dtype == dtype == jnp.bfloat16:
+    out = _linear_16(x, matrix)
+  else:
+    out = _plain(x, matrix, dtype)
+  return out.reshape(*x.shape[:-1], *weight.shape[:-1])
+
+
+def low_rank(x: Float[Array, "*B in"], weight: Float[Array, "*out in"]) -> Float[Array, "*B_out"]:
+  """Either product of an adapter: `linear` with another gradient by the weight.
+
+  On CPUs that of the second, whose x is narrow, is taken as (x^T g)^T: as g^T x, which is what
+  differentiation gives, XLA transposes the wide g, and computes again column by column what g is
+  made of. On a mesh every device sums its own rows and the sums are added: left alone, XLA's TPU
+  compiler takes the few columns of one device after those of another, and reads all of g for each.
+  """
+  if platform() == "cpu":
+    matrix = weight.reshape(-1, weight.shape[-1])
+    out = _low_rank_up(x, matrix) if len(matrix) > x.shape[-1] else linear(x, matrix)
+    return out.reshape(*x.shape[:-1], *weight.shape[:-1])
+  return _plain(x, weight, x.dtype) if ambient_mesh() is None else _summed_by_device(x, weight)
+
+
+def _plain(x: Array, weight: Array, dtype: DTypeLike) -> Array:
+  form = "...i,oi->...o" if weight.ndim == 2 else "...i,nhi->...nh"
+  return jnp.einsum(form, x, weight, preferred_element_type=dtype)
+
+
+@jax.custom_vjp
+def _summed_by_device(x: Array, weight: Array) -> Array:
+  return _plain(x, weight, x.dtype)
+
+
+def _by_device(kept: tuple[Array, Array], by_out: Array) -> tuple[Array, Array]:
+  x, weight = kept
+  own, by_own = rows_by_device(x), rows_by_device(by_out)
+  rows = tuple(range(1, own.ndim - 1))
+  sums = by_device(jax.lax.dot_general(by_own, own, ((rows, rows), ((0,), (0,)))))
+  return jnp.tensordot(by_out, weight, weight.ndim - 1), jnp.sum(sums, axis=0)
+
+
+_summed_by_device.defvjp(lambda x, weight: (_summed_by_device(x, weight), (x, weight)), _by_device)
 
 
 def _few_rows(x: Float[Array, "R in"], weight: Float[Array, "out in"]) -> Float[Array, "R out"]:
@@ -77,14 +120,3 @@ _linear_16 = _with_weight_gradient(lambda x, by_out: _rounded("no,ni->oi", by_ou
 _low_rank_up = _with_weight_gradient(
   lambda x, by_out: jax.lax.optimization_barrier(_rounded("nr,no->ro", x, by_out)).T
 )
-
-
-def low_rank_up(x: Float[Array, "*B r"], weight: Float[Array, "out r"]) -> Float[Array, "*B out"]:
-  """x W^T for a narrow x, the second product of an adapter.
-
-  On CPUs the gradient by W is taken as (x^T g)^T: as g^T x, which is what differentiation gives,
-  XLA transposes the wide g, and computes again column by column what g is made of.
-  """
-  if platform() == "cpu":
-    return _low_rank_up(x, weight)
-  return jnp.einsum("...r,or->...o", x, weight)

@@ -82,6 +82,20 @@ def constrain_batch(x: Array, axis: int = 0, *, others: object = None) -> Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
+def rows_by_device(x: Array) -> Array:
+  """[B, ..] -> [devices, B / devices, ..]: sums over the second dimension are each device's own.
+
+  One device for all rows where the mesh does not divide them.
+  """
+  devices = x.shape[0] // rows_per_device(x.shape[0])
+  return by_device(x.reshape(devices, -1, *x.shape[1:]))
+
+
+def by_device(x: Array) -> Array:
+  """[devices, ..] with each device's own on it; the other dimensions are left to the compiler."""
+  return constrain_batch(x, others=PartitionSpec.UNCONSTRAINED)
+
+
 def gathered(x: Array, tensor_axis: int | None = None) -> Array:
   """`x` whole on every device, but for `tensor_axis`, which the tensor axis may divide."""
   mesh = ambient_mesh()

@@ -8,7 +8,8 @@ from jax import Array
 from jaxtyping import Float, Int32, Key
 
 from vrt_jax.config import LoraConfig, TextConfig
-from vrt_jax.models.layers import Dropout, LoraLinear, RMSNorm, draw_dropouts
+from vrt_jax.models.adapters import Dropout, LoraLinear, draw_dropouts
+from vrt_jax.models.layers import RMSNorm
 from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache, LayerCache
 from vrt_jax.ops.attention import attention
 from vrt_jax.ops.attention_mask import AttentionMask
@@ -49,13 +50,13 @@ class TextAttention(nnx.Module):
   def __init__(self, config: TextConfig, lora: LoraConfig, rngs: nnx.Rngs):
     d, h = config.hidden_size, config.head_dim
     q_width, kv_width = config.num_heads * h, config.num_kv_heads * h
-    self.q_proj = LoraLinear(d, q_width, axes=("heads", "embed"), lora=lora, rngs=rngs)
-    self.k_proj = LoraLinear(d, kv_width, axes=("kv", "embed"), lora=lora, rngs=rngs)
-    self.v_proj = LoraLinear(d, kv_width, axes=("kv", "embed"), lora=lora, rngs=rngs)
+    heads = partial(LoraLinear, d, head_dim=h, lora=lora, rngs=rngs)
+    self.q_proj = heads(q_width, axes=("heads", "embed"))
+    self.k_proj = heads(kv_width, axes=("kv", "embed"))
+    self.v_proj = heads(kv_width, axes=("kv", "embed"))
     self.o_proj = LoraLinear(q_width, d, axes=("embed", "heads"), lora=lora, rngs=rngs)
     self.q_norm = RMSNorm(h, config.rms_norm_eps, rngs)
     self.k_norm = RMSNorm(h, config.rms_norm_eps, rngs)
-    self.head_dim = h
 
   def __call__(
     self,
@@ -65,13 +66,11 @@ class TextAttention(nnx.Module):
     cached: CacheSlice | None,
     dropout_key: Key[Array, ""] | None,
   ) -> tuple[Float[Array, "B T D"], Cache | None]:
-    b, t, _ = x.shape
-    heads = (b, t, -1, self.head_dim)
     keys = _split(dropout_key)
     drop_q, drop_k, drop_v = _dropouts(self.q_proj.lora, keys[0], x, 3)
-    q = apply_rope(self.q_norm(self.q_proj(x, drop_q).reshape(heads)), *rope)
-    k = apply_rope(self.k_norm(self.k_proj(x, drop_k).reshape(heads)), *rope)
-    v = self.v_proj(x, drop_v).reshape(heads)
+    q = apply_rope(self.q_norm(self.q_proj(x, drop_q)), *rope)
+    k = apply_rope(self.k_norm(self.k_proj(x, drop_k)), *rope)
+    v = self.v_proj(x, drop_v)
     cache = None
     if cached is not None:
       cache = cached.cache.write(cached.layer, cached.slot, k, v)
@@ -80,7 +79,7 @@ class TextAttention(nnx.Module):
       out = packed_attention(q, k, v, mask)
     else:
       out = attention(q, k, v, mask)
-    out = out.reshape(b, t, -1)
+    out = out.reshape(*x.shape[:-1], -1)
     return self.o_proj(out, *_dropouts(self.o_proj.lora, keys[1], out, 1)), cache
 
 

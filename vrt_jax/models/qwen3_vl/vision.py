@@ -52,18 +52,16 @@ class VisionAttention(nnx.Module):
 
   def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
     d = config.hidden_size
-    self.qkv = Linear(d, 3 * d, axes=("vision_heads", "vision_embed"), rngs=rngs)
+    axes = ("vision_heads", "vision_embed")
+    self.qkv = Linear(d, 3 * d, axes=axes, head_dim=d // config.num_heads, rngs=rngs)
     self.proj = Linear(d, d, axes=("vision_embed", "vision_heads"), rngs=rngs)
-    self.num_heads = config.num_heads
 
   def __call__(
     self, x: Float[Array, "B P D"], rope: Rope, mask: AttentionMask
   ) -> Float[Array, "B P D"]:
-    b, p, d = x.shape
-    qkv = self.qkv(x).reshape(b, p, 3, self.num_heads, d // self.num_heads)
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    q, k, v = jnp.split(self.qkv(x), 3, axis=2)
     out = attention(apply_rope(q, *rope), apply_rope(k, *rope), v, mask)
-    return self.proj(out.reshape(b, p, d))
+    return self.proj(out.reshape(x.shape))
 
 
 class VisionMLP(nnx.Module):
