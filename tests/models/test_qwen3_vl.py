@@ -183,6 +183,25 @@ def test_remat_keeps_loss_and_gradients(remat):
   assert all(float(jnp.abs(leaf).max(axis=(1, 2)).min()) > 0 for leaf in leaves)
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_remat_keeps_a_linear_layer_s_sum_and_not_its_parts(rank):
+  """Of the MLP's wide arrays: all with "none", gate and upper half with "linears", else nothing."""
+  text, _ = make_inputs()
+  graphdef, params = nnx.split(build(lora_rank=rank))
+  wide = nnx.merge(graphdef, params).language_model.config.intermediate_size
+
+  def kept(remat: str) -> int:
+    def run(params):
+      return nnx.merge(graphdef, params)(text, None, remat=remat)
+
+    leaves = {id(x): x for x in jax.tree.leaves(jax.vjp(run, params)[1])}
+    shapes = [getattr(x, "shape", ()) for x in leaves.values()]
+    return sum(shape[-1:] == (wide,) and len(shape) == 4 for shape in shapes)  # [L, B, T, F]
+
+  assert kept("none") >= 3
+  assert (kept("linears"), kept("full")) == (2, 0)
+
+
 def test_the_backward_pass_of_an_mlp_keeps_three_wide_arrays(monkeypatch):
   """The gate's and the upper half's outputs, and their product, which an adapter reads."""
   config = TextConfig(hidden_size=8, intermediate_size=40)

@@ -4,12 +4,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Key
 
 from vrt_jax.config import LoraConfig
 from vrt_jax.models.layers import Axes, Linear, param
 from vrt_jax.ops.linear import low_rank
 from vrt_jax.ops.sharding import constrain_batch
+
+LINEAR = "linear"
+"""Name of the sum that an adapted layer gives, for rematerialisation policies."""
 
 
 @struct.dataclass
@@ -72,9 +76,9 @@ class LoraLinear(Linear):
     """`dropout` is that of the low-rank update (training)."""
     y = super().__call__(x)
     if not self.lora.rank:
-      return y
+      return checkpoint_name(y, LINEAR)
     if dropout is not None:
       x = dropout(x)
-    down = low_rank(x, self.lora_a[...].astype(x.dtype))
+    down = checkpoint_name(low_rank(x, self.lora_a[...].astype(x.dtype)), LINEAR)
     up = low_rank(down, self._by_heads(self.lora_b[...].astype(x.dtype)))
-    return y + up * (self.lora.alpha / self.lora.rank)
+    return checkpoint_name(y + up * (self.lora.alpha / self.lora.rank), LINEAR)

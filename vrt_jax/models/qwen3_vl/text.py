@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int32, Key
 
 from vrt_jax.config import LoraConfig, Remat, TextConfig
+from vrt_jax.models.adapters import LINEAR
 from vrt_jax.models.layers import (
   GATHERED,
   KEEP_ATTENTION,
@@ -23,6 +24,7 @@ from vrt_jax.models.stacks import layer_of, scan_layers, stack
 from vrt_jax.ops.linear import linear
 from vrt_jax.ops.rope import mrope_cos_sin
 from vrt_jax.ops.sharding import constrain_batch, divides_weights, gathered, platform
+from vrt_jax.ops.splash import RESIDUALS
 
 DecodingCache = GroupCache | tuple[LayerCache, ...]
 """Of all layers in one, or of each layer by itself."""
@@ -32,9 +34,7 @@ needs; more would take long to compile."""
 REMAT_POLICIES = {
   "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
   "full": KEEP_ATTENTION,
-  "linears": jax.checkpoint_policies.save_from_both_policies(
-    KEEP_ATTENTION, jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-  ),
+  "linears": jax.checkpoint_policies.save_only_these_names(RESIDUALS, LINEAR),
 }
 """What `jax.checkpoint` keeps, by `OptimConfig.remat`; of attention only where it is a kernel."""
 
