@@ -109,6 +109,8 @@ class Program:
     """What an instruction moves between HBM and the cores."""
     if instruction.opcode in _NO_TRAFFIC or instruction.opcode.endswith("-done"):
       return 0.0
+    if 'custom_call_target="AllocateBuffer"' in instruction.text:
+      return 0.0
     if instruction.opcode == "fusion":
       return self._fusion_bytes(computation, instruction)
     if instruction.opcode in ("copy-start", "slice-start"):  # (to, from, ..), ((from), to, ..)
@@ -128,8 +130,8 @@ class Program:
 
   def _fusion_bytes(self, computation: Computation, fusion: Instruction) -> float:
     inner = self.computations[fusion.callees[0]]
-    passed_on = re.findall(r"\{(\d+)\}: \((\d+),", fusion.text)  # results that are operands too
-    outputs, inputs = ({int(pair[n]) for pair in passed_on} for n in (0, 1))
+    passed_on = re.findall(r"\{(\d*)\}: \((\d+),", fusion.text)  # results that are operands too
+    outputs, inputs = ({int(pair[n] or 0) for pair in passed_on} for n in (0, 1))
     in_place = _is_collective(inner)
     total = 0.0
     for number, name in enumerate(fusion.operands):

@@ -303,3 +303,27 @@ def test_prefetches_are_known_and_move_their_slice_once():
   assert program.hbm_bytes(computation, instruction) == 1024
   computation, instruction, _ = find(program, "copy-start.1")
   assert program.hbm_bytes(computation, instruction) == MATRIX
+
+
+GATHERED = """
+%end (p.9: f32[8,4], p.10: f32[8,64]) -> f32[8,64] {
+  %p.9 = f32[8,4]{1,0:T(8,128)} parameter(0)
+  %p.10 = f32[8,64]{1,0:T(8,128)} parameter(1)
+  %all-gather.9 = f32[8,64]{1,0:T(8,128)} all-gather(%p.9), channel_id=3, replica_groups=[1,16]<=[16], dimensions={1}
+  ROOT %done = f32[8,64]{1,0:T(8,128)} custom-call(%p.9, %p.10, %all-gather.9), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (w: f32[8,4]) -> f32[8,64] {
+  %w = f32[8,4]{1,0:T(8,128)} parameter(0)
+  %buffer = f32[8,64]{1,0:T(8,128)} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %end.1 = f32[8,64]{1,0:T(8,128)} fusion(%w, %buffer), kind=kCustom, output_to_operand_aliasing={{}: (1, {})}, calls=%end
+}
+"""  # noqa: E501
+
+
+def test_a_buffer_and_the_end_of_a_collective_that_fills_it_move_nothing_more():
+  program = Program(GATHERED)
+  computation, instruction, _ = find(program, "buffer")
+  assert program.hbm_bytes(computation, instruction) == 0
+  computation, instruction, _ = find(program, "end.1")
+  assert program.hbm_bytes(computation, instruction) == 8 * 4 * 4  # its part
