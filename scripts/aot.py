@@ -82,8 +82,9 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
     "mesh": dict(mesh.shape),
     "batch": batch,
     "batch_per_chip": batch / mesh.size,
+    "accumulation_steps": config.optim.accumulation_steps,
     "bucket": {"tokens": bucket[0], "patches": bucket[1]},
-    "remat": config.optim.remat,
+    "remat": config.optim.remat_of(bucket[0]),
     "trainable": config.optim.trainable,
     "memory": aot_report.memory(compiled, lowered.parts, program, chip),
     "score_matrix_elements": aot_report.score_matrix_elements(

@@ -21,10 +21,18 @@ def compile_to_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, s
 
   The compiler writes the text itself: `as_text` reads the program back, which fails in libtpu
   0.0.52 where gathers are given to a v6e's sparse cores.
+
+  Raises ValueError where the program needs more memory than the chip has.
   """
   with tempfile.TemporaryDirectory() as folder:
     options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-    compiled = lowered.compile(compiler_options=options)
+    try:
+      compiled = lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+      reason = str(error).partition("\n")[0]
+      if not reason.startswith("RESOURCE_EXHAUSTED"):
+        raise
+      raise ValueError(f"the program does not fit: {reason}") from error
     (file,) = Path(folder).glob("*.after_codegen.txt")
     return compiled, file.read_text()
 

@@ -27,10 +27,17 @@ DIVIDED = "--mesh.data 4 --mesh.fsdp 64"
 """256 divides none of SAM 2's widths, 64 divides most."""
 TENSOR = "--mesh.fsdp 64 --mesh.tensor 4"
 """The recipe's 64 samples on 256 chips: four chips share one."""
+PARTS = "--optim.accumulation-steps 4 --optim.remat linears --optim.full-remat-tokens 8192"
+"""The recipe's 64 samples on 16 chips, a sample a chip at a time."""
+TOKENS = 2560
+"""Of the recipe's first bucket; most samples are no longer."""
 ROWS: dict[str, str] = {
   "v5e44_sft_1": f"{SFT} --topology v5e:4x4 --batch-per-chip 1",
   "v5e44_full_1": f"{SFT} --topology v5e:4x4 --batch-per-chip 1 -- {FULL}",
   "v5e44_sft": f"{SFT} --topology v5e:4x4",
+  "v5e44_sft_parts": f"{SFT} --topology v5e:4x4 -- {PARTS}",
+  "v5e44_sft_4096": f"{SFT} --topology v5e:4x4 --tokens 4096 -- {PARTS}",
+  "v5e44_sft_8192": f"{SFT} --topology v5e:4x4 --tokens 8192 -- {PARTS}",
   "v5e88_sft": f"{SFT} --topology v5e:8x8",
   "v5e1616_sft": f"{SFT} --topology v5e:16x16 --batch-per-chip 1",
   "v5e1616_sft_64": f"{SFT} --topology v5e:16x16 --batch-per-chip 1 -- {DIVIDED}",
@@ -94,10 +101,15 @@ def row(report: dict) -> str:
   sent = sum(kind["gigabytes"] for kind in report["collectives"].values())
   names = {"sft": "full SFT" if report["trainable"] == "all" else "SFT", "grpo": "GRPO update"}
   trains = report["program"] in names
+  program = names.get(report["program"], report["program"])
+  if report["program"] == "sft" and (tokens := report["bucket"]["tokens"]) != TOKENS:
+    program += f", {tokens} tokens"
+  parts = report["accumulation_steps"] if trains else 1
+  samples = f"{report['batch_per_chip'] / parts:g}"
   cells = [
     report["topology"],
-    names.get(report["program"], report["program"]),
-    f"{report['batch_per_chip']:g}",
+    program,
+    samples if parts == 1 else f"{parts} x {samples}",
     report["remat"] if trains else "-",
     f"{memory['peak_gib']:.2f}",
     "yes" if memory["fits"] else "NO",

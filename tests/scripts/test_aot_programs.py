@@ -117,6 +117,8 @@ def test_a_table_has_a_line_for_each_report_that_is_there(tmp_path):
     "program": "sft",
     "topology": "v5e:4x4",
     "batch_per_chip": 1.0,
+    "accumulation_steps": 1,
+    "bucket": {"tokens": 2560, "patches": 6272},
     "remat": "full",
     "trainable": "adapters",
     "memory": {"peak_gib": 3.636, "fits": True},
@@ -126,9 +128,13 @@ def test_a_table_has_a_line_for_each_report_that_is_there(tmp_path):
     "host_gib": 3.9,
   }
   (tmp_path / "v5e44_sft.json").write_text(aot_table.json.dumps(report))
+  report |= {"batch_per_chip": 4.0, "accumulation_steps": 4}
+  report |= {"bucket": {"tokens": 8192, "patches": 6272}}
+  (tmp_path / "v5e44_sft_8192.json").write_text(aot_table.json.dumps(report))
   lines = aot_table.table(tmp_path).splitlines()
-  assert len(lines) == 3
+  assert len(lines) == 4
   assert lines[2].startswith("| v5e:4x4 | SFT | 1 | full | 3.64 | yes | 55 % / 47 % | 18.0 |")
+  assert lines[3].startswith("| v5e:4x4 | SFT, 8192 tokens | 4 x 1 | full | 3.64 |")
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ RANGES: dict[str, tuple[float, float]] = {
   "optim.batch_size": (1, math.inf),
   "optim.accumulation_steps": (1, math.inf),
   "optim.steps": (1, math.inf),
+  "optim.full_remat_tokens": (0, math.inf),
   "optim.max_skipped_steps": (0, math.inf),
   "sft.text_weight": (0, MOST),
   "sft.bce_weight": (0, MOST),

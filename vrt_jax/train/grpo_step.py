@@ -149,9 +149,12 @@ def grpo_gradients(
     masks=jnp.sum(masks_that_count(batch, grpo)).astype(jnp.float32),
   )
 
+  packed = batch.prompts.input_ids.shape[1] + batch.completions.tokens[0].size
+  remat = optim.remat_of(packed)
+
   def part(part_batch: GrpoBatch, part_key: Array) -> tuple[nnx.State, Metrics]:
     return jax.grad(update_loss, has_aux=True)(
-      state.trainable, frozen, part_batch, part_key, totals, grpo, losses, optim.remat
+      state.trainable, frozen, part_batch, part_key, totals, grpo, losses, remat
     )
 
   grads, metrics = accumulate(part, state.trainable, batch, key, optim.accumulation_steps)

@@ -61,9 +61,11 @@ def sft_gradients(
   num_tokens = jnp.sum(batch.targets.labels[:, 1:] != IGNORE_INDEX).astype(jnp.float32)
   num_masks = jnp.sum(batch.targets.seg_valid).astype(jnp.float32)
 
+  remat = optim.remat_of(batch.targets.labels.shape[1])
+
   def part(part_batch: Batch, part_key: Array) -> tuple[nnx.State, Metrics]:
     return jax.grad(sft_loss, has_aux=True)(
-      state.trainable, frozen, part_batch, part_key, (num_tokens, num_masks), loss, optim.remat
+      state.trainable, frozen, part_batch, part_key, (num_tokens, num_masks), loss, remat
     )
 
   grads, metrics = accumulate(part, state.trainable, batch, key, optim.accumulation_steps)
