@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from scripts import aot, aot_programs, aot_table
+from scripts import aot, aot_programs, aot_report, aot_table
 from tests import tiny
 from tests.rl import group_case as case
 from vrt_jax.config import MeshConfig
@@ -110,6 +110,20 @@ def test_bad_topologies(tmp_path):
   args = aot.Args(config=tmp_path, topology="v9:4x4")
   with pytest.raises(ValueError, match="none of v5e, v5p, v6e"):
     aot.compile_program(args, CONFIG)
+
+
+def test_what_does_not_fit_is_said_in_one_line():
+  class Lowered:
+    def compile(self, compiler_options: dict) -> None:
+      raise jax.errors.JaxRuntimeError(self.message)
+
+  lowered = Lowered()
+  lowered.message = "RESOURCE_EXHAUSTED: temporaries (19.96G) exceed HBM (15.75G).\nSee the page."
+  with pytest.raises(ValueError, match=r"^the program does not fit: .* \(15.75G\)\.$"):
+    aot_report.compile_to_text(lowered)
+  lowered.message = "INTERNAL: another thing"
+  with pytest.raises(jax.errors.JaxRuntimeError):
+    aot_report.compile_to_text(lowered)
 
 
 def test_a_table_has_a_line_for_each_report_that_is_there(tmp_path):

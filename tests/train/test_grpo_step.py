@@ -216,3 +216,18 @@ def test_training_everything_is_refused():
   optim = dataclasses.replace(case.OPTIM, trainable="all")
   with pytest.raises(ValueError, match='"language" or "adapters"'):
     make_grpo_step(make_optimizer(optim), optim, case.GRPO, LOSSES, None)
+
+
+def test_long_groups_are_computed_again_wholly():
+  """The length is that of the prompt and of all completions, which stand one after the other."""
+  (state, frozen), batch = case.state(), case.on_device(case.random_batch(2))
+  tokens = batch.prompts.input_ids.shape[1] + batch.completions.tokens[0].size
+
+  def program(remat: str, full_remat_tokens: int) -> str:
+    optim = dataclasses.replace(case.OPTIM, remat=remat, full_remat_tokens=full_remat_tokens)
+    return gradients(NO_MASKS, optim).lower(state, frozen, batch, KEY).as_text()
+
+  linears, full = program("linears", 0), program("full", 0)
+  assert linears != full
+  assert program("linears", tokens + 1) == linears
+  assert program("linears", tokens) == full

@@ -133,6 +133,22 @@ def test_two_parts_equal_one_part():
     np.testing.assert_allclose(values(two)[path], value, rtol=1e-4, atol=1e-5 * largest)
 
 
+def test_long_sequences_alone_are_computed_again_wholly():
+  state, frozen = fresh()
+  batch = jax.tree.map(jnp.asarray, tiny.batch())
+  tokens = batch.text.input_ids.shape[1]
+
+  def program(remat: str, full_remat_tokens: int) -> str:
+    optim = dataclasses.replace(CONFIG.optim, remat=remat, full_remat_tokens=full_remat_tokens)
+    run = functools.partial(sft_gradients, optim=optim, loss=CONFIG.sft)
+    return jax.jit(run).lower(state, frozen, batch, KEY).as_text()
+
+  linears, full = program("linears", 0), program("full", 0)
+  assert linears != full
+  assert program("linears", tokens + 1) == linears
+  assert program("linears", tokens) == full
+
+
 def poisoned(batch: Batch) -> Batch:
   weights = np.full_like(batch.vision.pos_embed_weight, np.nan)
   return batch.replace(vision=batch.vision.replace(pos_embed_weight=weights))
