@@ -8,6 +8,8 @@ Expected (published): R-LQ 66.3, R-SQ 87.3, A-mIoU 59.5 on VRT-Bench.
 Command: python -m converters.from_hf --src ByteDance/Sa2VA-Qwen3-VL-4B --dst models/sa2va_4b
   python -m vrt_jax.train --config configs/vrt_sa2va_4b_qwen3_sft.py --workdir runs/vrt_4b_sft
   --data.train 'data/vrt80k' --data.eval 'data/vrt_eval'
+With 16 chips of 16 GiB: --optim.accumulation-steps 4 (one sample a chip at a time; long sequences
+do not fit otherwise) --optim.remat linears --optim.full-remat-tokens 8192 (a fifth faster).
 """
 
 from vrt_jax.config import (

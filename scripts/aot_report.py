@@ -72,8 +72,8 @@ def memory(
 def kept_activations(program: Program) -> int:
   """Bytes that loops fill layer by layer while gradients are to come."""
   total = 0
-  for _, loop, times in program.scheduled():
-    if loop.opcode != "while" or times != 1 or not re.search(r"jvp\(\)/while\"", loop.text):
+  for _, loop, _ in program.scheduled():
+    if loop.opcode != "while" or not re.search(r"jvp\(\)/while\"", loop.text):
       continue
     if "transpose" in loop.text:
       continue
@@ -81,15 +81,27 @@ def kept_activations(program: Program) -> int:
     total += sum(
       body.instructions[name].types[0].nbytes
       for name in body.root.operands
-      if name in body.instructions and _stores(program, body.instructions[name])
+      if name in body.instructions and _stores(program, body, body.instructions[name])
     )
   return total
 
 
-def _stores(program: Program, instruction: Instruction) -> bool:
-  if instruction.opcode == "fusion":
-    return program.computations[instruction.callees[0]].root.opcode == "dynamic-update-slice"
-  return instruction.opcode == "dynamic-update-slice" and bool(instruction.types)
+def _stores(program: Program, body: Computation, instruction: Instruction) -> bool:
+  """Whether a result of a loop's body is an array of which it fills a part."""
+  index = 0
+  while instruction.opcode in ("get-tuple-element", "bitcast", "fusion"):
+    if instruction.opcode == "get-tuple-element":
+      index = int(instruction.attribute("index"))
+    elif instruction.opcode == "fusion":
+      body = program.computations[instruction.callees[0]]
+      root = body.root
+      name = root.operands[index] if root.opcode == "tuple" else root.name
+      instruction, index = body.instructions[name], 0
+      continue
+    if instruction.operands[0] not in body.instructions:
+      return False
+    instruction = body.instructions[instruction.operands[0]]
+  return instruction.opcode == "dynamic-update-slice"
 
 
 def collectives(program: Program) -> dict[str, dict[str, float]]:

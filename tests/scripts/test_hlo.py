@@ -9,6 +9,7 @@ from scripts.aot_report import (
   costliest,
   costs,
   group_size,
+  kept_activations,
   kernel_flops,
   roofline,
   score_matrix_elements,
@@ -327,3 +328,46 @@ def test_a_buffer_and_the_end_of_a_collective_that_fills_it_move_nothing_more():
   assert program.hbm_bytes(computation, instruction) == 0
   computation, instruction, _ = find(program, "end.1")
   assert program.hbm_bytes(computation, instruction) == 8 * 4 * 4  # its part
+
+
+KEPT = """
+%layer (p.11: f32[36,8,4], p.12: s32[]) -> (f32[8,4], f32[36,8,4]) {
+  %p.11 = f32[36,8,4]{2,1,0:T(8,128)} parameter(0)
+  %p.12 = s32[]{:T(128)} parameter(1)
+  %value = f32[1,8,4]{2,1,0:T(8,128)} broadcast(%p.12), dimensions={}
+  %stored = f32[36,8,4]{2,1,0:T(8,128)} dynamic-update-slice(%p.11, %value, %p.12, %p.12, %p.12)
+  %state = f32[8,4]{1,0:T(8,128)} bitcast(%value)
+  ROOT %both = (f32[8,4]{1,0:T(8,128)}, f32[36,8,4]{2,1,0:T(8,128)}) tuple(%state, %stored)
+}
+
+%body (s.1: (s32[], f32[8,4], f32[36,8,4])) -> (s32[], f32[8,4], f32[36,8,4]) {
+  %s.1 = (s32[], f32[8,4], f32[36,8,4]) parameter(0)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%s.1), index=0
+  %kept.1 = f32[36,8,4]{2,1,0:T(8,128)} get-tuple-element(%s.1), index=2
+  %fused = (f32[8,4]{1,0:T(8,128)}, f32[36,8,4]{2,1,0:T(8,128)}) fusion(%kept.1, %i.1), kind=kLoop, calls=%layer
+  %x.1 = f32[8,4]{1,0:T(8,128)} get-tuple-element(%fused), index=0
+  %kept.2 = f32[36,8,4]{2,1,0:T(8,128)} get-tuple-element(%fused), index=1
+  %one = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)} add(%i.1, %one)
+  ROOT %t.1 = (s32[], f32[8,4], f32[36,8,4]) tuple(%next, %x.1, %kept.2)
+}
+
+%more (s.2: (s32[], f32[8,4], f32[36,8,4])) -> pred[] {
+  %s.2 = (s32[], f32[8,4], f32[36,8,4]) parameter(0)
+  %i.2 = s32[]{:T(128)} get-tuple-element(%s.2), index=0
+  %layers = s32[]{:T(128)} constant(36)
+  ROOT %less = pred[]{:T(512)} compare(%i.2, %layers), direction=LT
+}
+
+ENTRY %main (a: (s32[], f32[8,4], f32[36,8,4])) -> (s32[], f32[8,4], f32[36,8,4]) {
+  %a = (s32[], f32[8,4], f32[36,8,4]) parameter(0)
+  ROOT %w = (s32[], f32[8,4], f32[36,8,4]) while(%a), condition=%more, body=%body, metadata={op_name="jit(step)/jvp()/while"}
+}
+"""  # noqa: E501
+
+
+def test_activations_are_the_arrays_that_a_forward_loop_fills():
+  assert kept_activations(Program(KEPT)) == 36 * 8 * 4 * 4
+  assert kept_activations(Program(KEPT.replace("jvp()/while", "transpose(jvp())/while"))) == 0
+  changed = KEPT.replace("dynamic-update-slice(%p.11, %value, %p.12, %p.12, %p.12)", "copy(%p.11)")
+  assert kept_activations(Program(changed)) == 0
