@@ -51,6 +51,7 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
   from scripts.chips import chip_of
   from scripts.hlo import Program
   from vrt_jax.runtime import batch_parts
+  from vrt_jax.train.update import remat_of
 
   chip = chip_of(args.topology)
   mesh = aot_programs.topology_mesh(args.topology, config.mesh)
@@ -75,6 +76,8 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
   text_pairs = _text_pairs(args.program, config, bucket[0])
   moved = aot_report.collectives(program)
   found = aot_report.costs(program, chip, text_pairs)
+  group = config.grpo.group_size * config.grpo.max_new_tokens
+  completions = group if args.program == "grpo" else 0
   per_chip = flops.total * batch / mesh.size
   return {
     "program": args.program,
@@ -84,7 +87,7 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
     "batch_per_chip": batch / mesh.size,
     "accumulation_steps": config.optim.accumulation_steps,
     "bucket": {"tokens": bucket[0], "patches": bucket[1]},
-    "remat": config.optim.remat_of(bucket[0]),
+    "remat": remat_of(config.optim, bucket[0] + completions),
     "trainable": config.optim.trainable,
     "memory": aot_report.memory(compiled, lowered.parts, program, chip),
     "score_matrix_elements": aot_report.score_matrix_elements(

@@ -186,10 +186,6 @@ class OptimConfig:
   full_remat_tokens: int = 0
   """Sequences of so many tokens and longer ones are computed again as with "full"; 0: no others."""
 
-  def remat_of(self, tokens: int) -> Remat:
-    """What layers compute again for sequences of `tokens`."""
-    return "full" if 0 < self.full_remat_tokens <= tokens else self.remat
-
 
 @dataclass(frozen=True)
 class SftLossConfig:

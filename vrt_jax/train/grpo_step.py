@@ -25,7 +25,7 @@ from vrt_jax.rl.policy import (
   seg_states,
 )
 from vrt_jax.train.state import Frozen, TrainState
-from vrt_jax.train.update import Metrics, Step, accumulate, make_step
+from vrt_jax.train.update import Metrics, Step, accumulate, make_step, remat_of
 
 GAP = "rollout/logprob_gap"
 
@@ -150,7 +150,7 @@ def grpo_gradients(
   )
 
   packed = batch.prompts.input_ids.shape[1] + batch.completions.tokens[0].size
-  remat = optim.remat_of(packed)
+  remat = remat_of(optim, packed)
 
   def part(part_batch: GrpoBatch, part_key: Array) -> tuple[nnx.State, Metrics]:
     return jax.grad(update_loss, has_aux=True)(

@@ -10,7 +10,7 @@ from vrt_jax.config import OptimConfig, Remat, SftLossConfig
 from vrt_jax.losses.mask import mask_losses
 from vrt_jax.losses.token import cross_entropy
 from vrt_jax.train.state import Frozen, TrainState
-from vrt_jax.train.update import Metrics, Step, accumulate, make_step
+from vrt_jax.train.update import Metrics, Step, accumulate, make_step, remat_of
 from vrt_jax.types import IGNORE_INDEX, Batch
 
 
@@ -61,7 +61,7 @@ def sft_gradients(
   num_tokens = jnp.sum(batch.targets.labels[:, 1:] != IGNORE_INDEX).astype(jnp.float32)
   num_masks = jnp.sum(batch.targets.seg_valid).astype(jnp.float32)
 
-  remat = optim.remat_of(batch.targets.labels.shape[1])
+  remat = remat_of(optim, batch.targets.labels.shape[1])
 
   def part(part_batch: Batch, part_key: Array) -> tuple[nnx.State, Metrics]:
     return jax.grad(sft_loss, has_aux=True)(

@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 from jax import Array
 
+from vrt_jax.config import OptimConfig, Remat
 from vrt_jax.ops.sharding import on_mesh
 from vrt_jax.train.state import Frozen, TrainState
 from vrt_jax.types import TextInputs
@@ -37,6 +38,11 @@ def split_batch(batch: T, parts: int) -> T:
     return rest.replace(position_ids=split(x.position_ids, axis=1))
 
   return jax.tree.map(split_node, batch, is_leaf=lambda x: isinstance(x, TextInputs))
+
+
+def remat_of(optim: OptimConfig, tokens: int) -> Remat:
+  """What text layers compute again for sequences of `tokens`."""
+  return "full" if 0 < optim.full_remat_tokens <= tokens else optim.remat
 
 
 def accumulate(
