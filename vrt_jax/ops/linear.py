@@ -65,7 +65,7 @@ def _summed_by_device(x: Array, weight: Array) -> Array:
   return _plain(x, weight, x.dtype)
 
 
-def _by_device(kept: tuple[Array, Array], by_out: Array) -> tuple[Array, Array]:
+def _sums_of_devices(kept: tuple[Array, Array], by_out: Array) -> tuple[Array, Array]:
   x, weight = kept
   own, by_own = rows_by_device(x), rows_by_device(by_out)
   rows = tuple(range(1, own.ndim - 1))
@@ -73,7 +73,9 @@ def _by_device(kept: tuple[Array, Array], by_out: Array) -> tuple[Array, Array]:
   return jnp.tensordot(by_out, weight, weight.ndim - 1), jnp.sum(sums, axis=0)
 
 
-_summed_by_device.defvjp(lambda x, weight: (_summed_by_device(x, weight), (x, weight)), _by_device)
+_summed_by_device.defvjp(
+  lambda x, weight: (_summed_by_device(x, weight), (x, weight)), _sums_of_devices
+)
 
 
 def _few_rows(x: Float[Array, "R in"], weight: Float[Array, "out in"]) -> Float[Array, "R out"]:
