@@ -199,6 +199,6 @@ def run_blocks(blocks: list[MultiScaleBlock], x: Float[Array, "B Y X D"]) -> Arr
 
   def body(x: Array, layer: tuple) -> tuple[Array, None]:
     state, kind = layer
-    return jax.lax.switch(kind, branches, whole_weights(state), x), None
+    return jax.lax.switch(kind, branches, state, x), None
 
-  return jax.lax.scan(recomputed(body), x, (stacked, order))[0]
+  return jax.lax.scan(recomputed(body), x, (whole_weights(stacked), order))[0]
