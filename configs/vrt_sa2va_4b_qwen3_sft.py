@@ -9,7 +9,8 @@ Command: python -m converters.from_hf --src ByteDance/Sa2VA-Qwen3-VL-4B --dst mo
   python -m vrt_jax.train --config configs/vrt_sa2va_4b_qwen3_sft.py --workdir runs/vrt_4b_sft
   --data.train 'data/vrt80k' --data.eval 'data/vrt_eval'
 With 16 chips of 16 GiB: --optim.accumulation-steps 4 (one sample a chip at a time; long sequences
-do not fit otherwise) --optim.remat linears --optim.full-remat-tokens 8192 (a fifth faster).
+do not fit otherwise) --optim.remat linears --optim.full-remat-tokens 8192 (by estimate a fifth
+faster).
 """
 
 from vrt_jax.config import (

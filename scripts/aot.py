@@ -76,8 +76,6 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
   text_pairs = _text_pairs(args.program, config, bucket[0])
   moved = aot_report.collectives(program)
   found = aot_report.costs(program, chip, text_pairs)
-  group = config.grpo.group_size * config.grpo.max_new_tokens
-  completions = group if args.program == "grpo" else 0
   per_chip = flops.total * batch / mesh.size
   return {
     "program": args.program,
@@ -87,7 +85,7 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
     "batch_per_chip": batch / mesh.size,
     "accumulation_steps": config.optim.accumulation_steps,
     "bucket": {"tokens": bucket[0], "patches": bucket[1]},
-    "remat": remat_of(config.optim, bucket[0] + completions),
+    "remat": remat_of(config.optim, bucket[0] + math.prod(_completions(args.program, config))),
     "trainable": config.optim.trainable,
     "memory": aot_report.memory(compiled, lowered.parts, program, chip),
     "score_matrix_elements": aot_report.score_matrix_elements(
@@ -123,12 +121,15 @@ def _model_flops(program: str, config: TrainConfig, bucket: tuple[int, int]):
   return model_flops.grpo_flops(model, grpo, bucket[0], trainable == "adapters")
 
 
+def _completions(program: str, config: TrainConfig) -> tuple[int, int]:
+  """How many follow a prompt in a packed sequence, and their length."""
+  return (config.grpo.group_size, config.grpo.max_new_tokens) if program == "grpo" else (0, 0)
+
+
 def _text_pairs(program: str, config: TrainConfig, tokens: int) -> float:
   from scripts import model_flops
 
-  completions = (0, 0)
-  if program == "grpo":
-    completions = (config.grpo.group_size, config.grpo.max_new_tokens)
+  completions = _completions(program, config)
   return model_flops.group_pairs(tokens, *completions) / (tokens + math.prod(completions)) ** 2
 
 

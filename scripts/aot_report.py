@@ -81,27 +81,9 @@ def kept_activations(program: Program) -> int:
     total += sum(
       body.instructions[name].types[0].nbytes
       for name in body.root.operands
-      if name in body.instructions and _stores(program, body, body.instructions[name])
+      if program.origin(body, name)[1].opcode == "dynamic-update-slice"
     )
   return total
-
-
-def _stores(program: Program, body: Computation, instruction: Instruction) -> bool:
-  """Whether a result of a loop's body is an array of which it fills a part."""
-  index = 0
-  while instruction.opcode in ("get-tuple-element", "bitcast", "fusion"):
-    if instruction.opcode == "get-tuple-element":
-      index = int(instruction.attribute("index"))
-    elif instruction.opcode == "fusion":
-      body = program.computations[instruction.callees[0]]
-      root = body.root
-      name = root.operands[index] if root.opcode == "tuple" else root.name
-      instruction, index = body.instructions[name], 0
-      continue
-    if instruction.operands[0] not in body.instructions:
-      return False
-    instruction = body.instructions[instruction.operands[0]]
-  return instruction.opcode == "dynamic-update-slice"
 
 
 def collectives(program: Program) -> dict[str, dict[str, float]]:

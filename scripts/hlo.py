@@ -169,17 +169,25 @@ class Program:
 
   def _bytes_written(self, inner: Computation, name: str) -> float:
     """Of a fusion's result: all, or the part that is updated in place."""
-    result = inner.instructions[name]
-    if result.opcode == "bitcast":
-      return self._bytes_written(inner, result.operands[0])
-    if result.opcode == "parameter":
+    computation, origin = self.origin(inner, name)
+    if origin.opcode == "parameter":
       return 0.0
-    if result.opcode == "dynamic-update-slice":
-      return float(sum(t.nbytes for t in inner.instructions[result.operands[1]].types))
-    if result.opcode == "fusion" and len(result.types) == 1:
-      callee = self.computations[result.callees[0]]
-      return self._bytes_written(callee, callee.root.name)
-    return float(sum(t.nbytes for t in result.types))
+    if origin.opcode == "dynamic-update-slice":
+      return float(sum(t.nbytes for t in computation.instructions[origin.operands[1]].types))
+    return float(sum(t.nbytes for t in inner.instructions[name].types))
+
+  def origin(self, computation: Computation, name: str) -> tuple[Computation, Instruction]:
+    """Where an array is made: behind bitcasts, elements of tuples and fusions."""
+    found, index = computation.instructions[name], 0
+    while found.opcode in ("bitcast", "get-tuple-element", "fusion"):
+      if found.opcode == "fusion":
+        computation = self.computations[found.callees[0]]
+        root = computation.root
+        name, index = root.operands[index] if root.opcode == "tuple" else root.name, 0
+      else:
+        name, index = found.operands[0], int(found.attribute("index") or index)
+      found = computation.instructions[name]
+    return computation, found
 
 
 def _gives_as_it_is(computation: Computation, parameter: str | None) -> bool:

@@ -1,6 +1,5 @@
 """Token log-probabilities and cross-entropy against the full softmax."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -88,12 +87,8 @@ def test_a_frozen_head_needs_the_logits_once(arrays):
 
 def test_a_trained_head_is_summed_over_devices_once(tmp_path: Path):
   """Not in every chunk, which would send its gradient as often as there are chunks."""
-  path = tmp_path / "found.json"
-  status, _, errors = processes.finish(
-    processes.start_module("tests.losses.head_on_mesh", str(path))
-  )
-  assert status == 0, errors
-  for error, in_loops, outside in json.loads(path.read_text()).values():
+  found = processes.found_by("tests.losses.head_on_mesh", tmp_path / "found.json")
+  for error, in_loops, outside in found.values():
     assert error < 1e-5
     assert (in_loops, outside) == (0, 1)
 

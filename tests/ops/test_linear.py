@@ -1,6 +1,5 @@
 """Products of few rows on CPUs against the plain one, with gradients."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,12 +156,8 @@ def test_heads_are_a_product_by_their_own_dimension(monkeypatch, kind, rows, dty
 
 
 def test_on_a_mesh_every_device_sums_its_own_rows_for_an_adapter(tmp_path: Path):
-  path = tmp_path / "found.json"
-  status, _, errors = processes.finish(
-    processes.start_module("tests.ops.adapter_on_mesh", str(path))
-  )
-  assert status == 0, errors
-  for error, summed, plain in json.loads(path.read_text()).values():
+  found = processes.found_by("tests.ops.adapter_on_mesh", tmp_path / "found.json")
+  for error, summed, plain in found.values():
     assert error < 1e-5
     assert summed == [True, True]
     assert plain == [False, False]

@@ -68,6 +68,13 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
   return process.returncode, out, err
 
 
+def found_by(module: str, file: Path) -> dict:
+  """What `python -m module file` writes as JSON."""
+  status, _, errors = finish(start_module(module, str(file)))
+  assert status == 0, errors
+  return json.loads(file.read_text())
+
+
 def run_together(
   count: int, records: Path, workdir: Path, last: dict | None = None, **options: object
 ) -> list[tuple[int, str, str]]:

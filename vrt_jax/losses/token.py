@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int32
 from vrt_jax.ops.sharding import (
   by_device,
   constrain_batch,
+  devices_of_batch,
   gathered,
   rows_by_device,
   rows_per_device,
@@ -79,7 +80,7 @@ def _forward(hidden: Array, head: Array, tokens: Array, needed: Array) -> tuple[
 
 def _backward(kept: tuple, by_logps: Float[Array, "C B Tc"]) -> tuple:
   slopes, hidden, head, tokens, needed = kept
-  devices = hidden.shape[1] // rows_per_device(hidden.shape[1])
+  devices = devices_of_batch(hidden.shape[1])
 
   def chunk(total: Array, xs: tuple[Array, ...]) -> tuple[Array, None]:
     x, token, factor, needed = xs

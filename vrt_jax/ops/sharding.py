@@ -61,12 +61,15 @@ def batch_axes(mesh: AbstractMesh, size: int) -> tuple[str, ...] | None:
   return BATCH_AXES if size % batch_parts(mesh) == 0 else None
 
 
+def devices_of_batch(size: int) -> int:
+  """How many devices a batch of `size` is divided over."""
+  mesh = ambient_mesh()
+  return 1 if mesh is None or batch_axes(mesh, size) is None else batch_parts(mesh)
+
+
 def rows_per_device(size: int) -> int:
   """How many rows of a batch of `size` a device has."""
-  mesh = ambient_mesh()
-  if mesh is None or batch_axes(mesh, size) is None:
-    return size
-  return size // batch_parts(mesh)
+  return size // devices_of_batch(size)
 
 
 def constrain_batch(x: Array, axis: int = 0, *, others: object = None) -> Array:
@@ -87,8 +90,7 @@ def rows_by_device(x: Array) -> Array:
 
   One device for all rows where the mesh does not divide them.
   """
-  devices = x.shape[0] // rows_per_device(x.shape[0])
-  return by_device(x.reshape(devices, -1, *x.shape[1:]))
+  return by_device(x.reshape(devices_of_batch(x.shape[0]), -1, *x.shape[1:]))
 
 
 def by_device(x: Array) -> Array:
