@@ -50,11 +50,13 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
   from scripts import aot_programs, aot_report
   from scripts.chips import chip_of
   from scripts.hlo import Program
-  from vrt_jax.runtime import batch_parts
+  from vrt_jax.runtime import batch_parts, with_tensor
   from vrt_jax.train.update import remat_of
 
   chip = chip_of(args.topology)
   mesh = aot_programs.topology_mesh(args.topology, config.mesh)
+  if args.program == "rollout":
+    mesh = with_tensor(mesh, config.grpo.rollout_tensor)
   rows = batch_parts(mesh)
   evaluates = args.program in ("prefill", "decode")
   batch = args.batch_per_chip * mesh.size or (

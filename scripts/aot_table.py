@@ -29,6 +29,8 @@ TENSOR = "--mesh.fsdp 64 --mesh.tensor 4"
 """The recipe's 64 samples on 256 chips: four chips share one."""
 PARTS = "--optim.accumulation-steps 4 --optim.remat linears --optim.full-remat-tokens 8192"
 """The recipe's 64 samples on 16 chips, a sample a chip at a time."""
+PARTS_OF_8 = "--optim.accumulation-steps 8 --optim.remat linears"
+"""The same on 8 chips."""
 TOKENS = 2560
 """Of the recipe's first bucket; most samples are no longer."""
 ROWS: dict[str, str] = {
@@ -45,7 +47,7 @@ ROWS: dict[str, str] = {
   "v6e24_sft": f"{SFT} --topology v6e:2x4",
   "v6e24_sft_1": f"{SFT} --topology v6e:2x4 --batch-per-chip 1",
   "v6e24_sft_2": f"{SFT} --topology v6e:2x4 --batch-per-chip 2",
-  "v6e24_sft_b2": f"{SFT} --topology v6e:2x4 --batch-per-chip 2 -- --optim.remat linears",
+  "v6e24_sft_parts": f"{SFT} --topology v6e:2x4 -- {PARTS_OF_8}",
   "v6e44_sft_1": f"{SFT} --topology v6e:4x4 --batch-per-chip 1",
   "v5p448_sft_b4": f"{SFT} --topology v5p:4x4x8 --batch-per-chip 4 -- --optim.remat linears",
   "v5e44_prefill": f"{PREFILL} --topology v5e:4x4",

@@ -60,12 +60,16 @@ def test_bad_process_variables(monkeypatch: pytest.MonkeyPatch):
 EIGHT = """
 import jax, numpy as np
 from vrt_jax.config import MeshConfig
-from vrt_jax.runtime import data_share, make_mesh
+from vrt_jax.runtime import data_share, make_mesh, with_tensor
 
 mesh = make_mesh(MeshConfig(data=4, fsdp=2, tensor=1, slices=2))
 assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
 ids = np.vectorize(lambda d: d.id)(mesh.devices)
 assert set(ids[:2].flat) == {0, 1, 2, 3}, ids  # a slice has half of the data axis
+joined = with_tensor(make_mesh(MeshConfig(data=1, fsdp=8)), 4)
+assert dict(joined.shape) == {"data": 1, "fsdp": 2, "tensor": 4}
+assert with_tensor(mesh, 2).devices.ravel().tolist() == mesh.devices.ravel().tolist()
+assert with_tensor(mesh, 1) is mesh
 wrong = {
   MeshConfig(data=2, fsdp=4, slices=4): "mesh.slices 4 does not divide the data axis 2",
   MeshConfig(data=3): "mesh (3, 1, 1) (data, fsdp, tensor) does not fit 8 devices",

@@ -75,6 +75,11 @@ EVAL = EvalConfig(
 )
 
 
+def odd_vocabulary(model: ModelConfig) -> ModelConfig:
+  """A model with a vocabulary that no mesh divides; no token has the further id."""
+  return dataclasses.replace(model, text=dataclasses.replace(model.text, vocab_size=VOCAB_SIZE + 1))
+
+
 def train_config(**fields: object) -> TrainConfig:
   """A recipe of the tiny model with LoRA; `fields` replace whole parts."""
   config = TrainConfig(

@@ -245,6 +245,9 @@ class GrpoConfig:
   count as logit 0; or merged over the answer's masks alone."""
   html_every: int = 20
   """Steps between pages that show rollouts; 0 for none."""
+  rollout_tensor: int = 1
+  """So many devices of the fsdp axis divide the weights of a rollout by heads, MLPs and vocabulary
+  instead of having them whole: each reads a part of them a token, for the samples of all."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from vrt_jax.ops.sharding import BATCH_AXES, on_mesh
 from vrt_jax.runtime import make_mesh
 
 MESHES = ((1, 4, 1), (2, 2, 1), (1, 2, 2))
-VOCABULARY, WIDTH = 16, 6
+VOCABULARY, WIDTH = 15, 6
 
 
 def gradients(mesh: Mesh | None) -> tuple[list[np.ndarray], str]:
@@ -48,7 +48,7 @@ def gradients(mesh: Mesh | None) -> tuple[list[np.ndarray], str]:
 
 def sums_of_head(program: str, parts: int) -> list[int]:
   """All-reduces with the shape of (a part of) the head: inside other computations, at the top."""
-  shape = f" = f32[{VOCABULARY // parts},{WIDTH}]"
+  shape = f" = f32[{-(-VOCABULARY // parts)},{WIDTH}]"
   counts = [0, 0]
   for computation in program.split("\n\n"):
     found = [line for line in computation.splitlines() if shape in line and " all-reduce(" in line]

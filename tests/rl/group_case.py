@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from tests import tiny
-from vrt_jax.config import GrpoConfig, MeshConfig, OptimConfig
+from vrt_jax.config import GrpoConfig, MeshConfig, ModelConfig, OptimConfig
 from vrt_jax.data.transforms import Prompt, make_prompt, pad_inputs
 from vrt_jax.generate.decode import GenerationInputs, TokenIds
 from vrt_jax.rl.policy import GrpoBatch
@@ -71,10 +71,13 @@ def few_ids() -> TokenIds:
 
 
 def state(
-  dtype: str = "float32", optim: OptimConfig = OPTIM, mesh: Mesh | None = None
+  dtype: str = "float32",
+  optim: OptimConfig = OPTIM,
+  mesh: Mesh | None = None,
+  config: ModelConfig = MODEL,
 ) -> tuple[TrainState, Frozen]:
   """A new training state of the same random model, LoRA's B not zero."""
-  model = tiny.random_model(dataclasses.replace(MODEL, compute_dtype=dtype))
+  model = tiny.random_model(dataclasses.replace(config, compute_dtype=dtype))
   mesh = mesh or make_mesh(MeshConfig())
   return create_state(model, make_optimizer(optim), trainable_filter(optim.trainable), mesh)
 

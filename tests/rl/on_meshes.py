@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from tests import tiny
 from tests.rl import group_case as case
 from tests.train.on_meshes import MESHES, mesh_of
 from vrt_jax.config import SftLossConfig
@@ -42,7 +43,7 @@ def update_batch(inputs: object, out: Rollout, mesh: Mesh) -> GrpoBatch:
 def run(name: str) -> dict[str, np.ndarray]:
   """One rollout and one update on the mesh of that name."""
   mesh = mesh_of(MESHES[name])
-  state, frozen = case.state(mesh=mesh)
+  state, frozen = case.state(mesh=mesh, config=tiny.odd_vocabulary(case.MODEL))
   placement = [x.sharding for x in jax.tree.leaves(state)]
   key = replicate(jax.random.key(5), mesh)
   inputs = put_whole_batch(case.inputs(ROWS), mesh)

@@ -56,7 +56,7 @@ def step(
   mesh = mesh_of(sizes)
   optim = dataclasses.replace(OPTIM, accumulation_steps=parts)
   optimizer = make_optimizer(optim)
-  model = tiny.random_model(BASE.model)
+  model = tiny.random_model(tiny.odd_vocabulary(BASE.model))
   state, frozen = create_state(model, optimizer, trainable_filter(optim.trainable), mesh)
   placement = [x.sharding for x in jax.tree.leaves(state)]
   run = make_sft_step(optimizer, optim, loss, state)

@@ -155,6 +155,7 @@ def test_mistakes_leave_no_workdir(records: Path, tmp_path: Path):
     ({"grpo": {"extra_rewards": [["no.such:thing", 1.0]]}}, "grpo.extra_rewards"),
     ({"grpo": {"prompt_buckets": [[256, 32]]}}, "grpo.prompt_buckets hold 32 patches"),
     ({"trainable": "all"}, 'optim.trainable is "all"'),
+    ({"grpo": {"rollout_tensor": 3}}, "grpo.rollout_tensor 3 does not divide mesh.fsdp"),
   ):
     with pytest.raises(ValueError, match=message):
       loop.train(config(records, **options), tmp_path / "run")

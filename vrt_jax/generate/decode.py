@@ -18,6 +18,7 @@ from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache
 from vrt_jax.models.qwen3_vl.text import DecodingCache, TextDecoder
 from vrt_jax.models.sa2va import Sa2VA
 from vrt_jax.ops.attention_mask import AttentionMask
+from vrt_jax.ops.sharding import constrain_batch, rows_by_every_device
 from vrt_jax.types import TextInputs, VisionInputs, VisualFeatures
 
 
@@ -173,6 +174,7 @@ def decode_step(
   )
   embeds = language.embed(state.next_token).astype(state.seg_hidden.dtype)
   hidden, cache = language.next_states(embeds, positions, state.cache, state.step)
+  hidden = constrain_batch(hidden)  # else the compiler divides layers as `choose` does the logits
   is_seg = (state.next_token == ids.seg) & ~state.done
   seg_hidden, num_segs = jax.vmap(store_seg_states)(
     state.seg_hidden, state.num_segs, hidden[:, :, None], is_seg[:, :, None]
@@ -190,12 +192,14 @@ def choose(
 ) -> DecodeState:
   """Appends the chosen token of every sample that is not done."""
   b, g, v = logits.shape
+  logits = rows_by_every_device(logits)
   keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys.reshape(-1), state.step)
   token = sample(keys, logits.reshape(b * g, v), sampling, forbidden).reshape(b, g)
   token = jnp.where(state.done, ids.pad, token)
-  stats = state.stats
+  stats, token = state.stats, constrain_batch(token)
   if stats is not None:
-    logp, entropy = logp_and_entropy(logits / stats.temperature, token)
+    values = logp_and_entropy(logits / stats.temperature, token)
+    logp, entropy = map(constrain_batch, values)
     stats = stats.replace(
       logps=stats.logps.at[:, :, state.step].set(jnp.where(state.done, 0.0, logp)),
       entropy=stats.entropy + jnp.where(state.done, 0.0, entropy),

@@ -1,17 +1,21 @@
 """Language-model losses on hidden states; the [B, T, V] logits never exist as a whole."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int32
 
+from vrt_jax.ops.attention_mask import MASKED
 from vrt_jax.ops.sharding import (
   by_device,
   constrain_batch,
   devices_of_batch,
-  gathered,
   rows_by_device,
+  rows_by_tensor,
   rows_per_device,
+  tensor_parts,
 )
 from vrt_jax.types import IGNORE_INDEX
 
@@ -34,11 +38,12 @@ def token_logps(
   divided over the mesh, and the head is gathered once.
   """
   b, t, _ = hidden.shape
-  chunk = min(t, max(MIN_CHUNK, LOGIT_BYTES // (4 * head.shape[0] * rows_per_device(b))))
+  vocabulary, head = len(head), rows_by_tensor(head.astype(hidden.dtype))
+  position_bytes = 4 * len(head) // tensor_parts() * rows_per_device(b)
+  chunk = min(t, max(MIN_CHUNK, LOGIT_BYTES // position_bytes))
   num_chunks = -(-t // chunk)
   chunk = -(-t // num_chunks)
   pad = num_chunks * chunk - t
-  head = gathered(head.astype(hidden.dtype), tensor_axis=0)
 
   def chunks(x: Array) -> Array:
     """[B, T, ..] -> [chunks, B, Tc, ..]."""
@@ -47,38 +52,42 @@ def token_logps(
     return constrain_batch(x, axis=1)
 
   kept = chunks(counted)
-  logps = _logps_of_chunks(chunks(hidden), head, chunks(tokens), jnp.any(kept, axis=(1, 2)))
+  needed = jnp.any(kept, axis=(1, 2))
+  logps = _logps_of_chunks(vocabulary, chunks(hidden), head, chunks(tokens), needed)
   logps = jnp.where(kept, logps, 0.0)
   return jnp.moveaxis(logps, 0, 1).reshape(b, -1)[:, :t]
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _logps_of_chunks(
+  vocabulary: int,
   hidden: Float[Array, "C B Tc D"],
-  head: Float[Array, "V D"],
+  head: Float[Array, "Vp D"],
   tokens: Int32[Array, "C B Tc"],
   needed: Bool[Array, "C"],
 ) -> Float[Array, "C B Tc"]:
-  """Zeros for the chunks that are not needed."""
+  """Zeros for the chunks that are not needed; the head's rows from `vocabulary` on are padding."""
 
   def chunk(xs: tuple[Array, Array]) -> Array:
     x, token = xs
-    return _logps(_logits(x, head), token)[0]
+    return _logps(_logits(x, head, vocabulary), token)[0]
 
   return _map_needed(chunk, needed, (hidden, tokens))
 
 
-def _forward(hidden: Array, head: Array, tokens: Array, needed: Array) -> tuple[Array, tuple]:
+def _forward(
+  vocabulary: int, hidden: Array, head: Array, tokens: Array, needed: Array
+) -> tuple[Array, tuple]:
   def chunk(xs: tuple[Array, Array]) -> tuple[Array, Array]:
     x, token = xs
-    logps, slope = _logps(_logits(x, head), token)
+    logps, slope = _logps(_logits(x, head, vocabulary), token)
     return logps, jnp.einsum("btv,vd->btd", slope.astype(x.dtype), head)
 
   logps, slopes = _map_needed(chunk, needed, (hidden, tokens))
   return logps, (slopes, hidden, head, tokens, needed)
 
 
-def _backward(kept: tuple, by_logps: Float[Array, "C B Tc"]) -> tuple:
+def _backward(vocabulary: int, kept: tuple, by_logps: Float[Array, "C B Tc"]) -> tuple:
   slopes, hidden, head, tokens, needed = kept
   devices = devices_of_batch(hidden.shape[1])
 
@@ -86,7 +95,7 @@ def _backward(kept: tuple, by_logps: Float[Array, "C B Tc"]) -> tuple:
     x, token, factor, needed = xs
 
     def add() -> Array:
-      slope = factor[..., None] * _logps(_logits(x, head), token)[1]
+      slope = factor[..., None] * _logps(_logits(x, head, vocabulary), token)[1]
       rows, slope = rows_by_device(x), rows_by_device(slope.astype(x.dtype))
       return by_device(total + jnp.einsum("nbtv,nbtd->nvd", slope, rows))
 
@@ -102,13 +111,18 @@ def _backward(kept: tuple, by_logps: Float[Array, "C B Tc"]) -> tuple:
 _logps_of_chunks.defvjp(_forward, _backward)
 
 
-def _logits(x: Float[Array, "B Tc D"], head: Float[Array, "V D"]) -> Float[Array, "B Tc V"]:
-  return jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32)
+def _logits(
+  x: Float[Array, "B Tc D"], head: Float[Array, "Vp D"], vocabulary: int
+) -> Float[Array, "B Tc Vp"]:
+  logits = jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32)
+  if vocabulary == len(head):
+    return logits
+  return jnp.where(jnp.arange(len(head)) < vocabulary, logits, MASKED)
 
 
 def _logps(
-  logits: Float[Array, "B Tc V"], token: Int32[Array, "B Tc"]
-) -> tuple[Float[Array, "B Tc"], Float[Array, "B Tc V"]]:
+  logits: Float[Array, "B Tc Vp"], token: Int32[Array, "B Tc"]
+) -> tuple[Float[Array, "B Tc"], Float[Array, "B Tc Vp"]]:
   """Log-probabilities of the tokens and their slope by the logits."""
   picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
   normalizer = jax.nn.logsumexp(logits, axis=-1)

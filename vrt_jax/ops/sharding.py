@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.sharding import AbstractMesh, PartitionSpec
 
@@ -98,12 +99,35 @@ def by_device(x: Array) -> Array:
   return constrain_batch(x, others=PartitionSpec.UNCONSTRAINED)
 
 
-def gathered(x: Array, tensor_axis: int | None = None) -> Array:
-  """`x` whole on every device, but for `tensor_axis`, which the tensor axis may divide."""
+def gathered(x: Array) -> Array:
+  """`x` whole on every device."""
   mesh = ambient_mesh()
-  if mesh is None:
+  return x if mesh is None else jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+def tensor_parts() -> int:
+  """Devices of the mesh's tensor axis."""
+  mesh = ambient_mesh()
+  return 1 if mesh is None else mesh.shape[TENSOR_AXIS]
+
+
+def rows_by_tensor(x: Array) -> Array:
+  """[V, ..] -> [V', ..] whole on every device but for its rows, which the tensor axis divides.
+
+  Where it does not divide V, rows of zeros come last: a vocabulary has the size that it has.
+  """
+  if ambient_mesh() is None:
     return x
-  spec: list[str | None] = [None] * x.ndim
-  if tensor_axis is not None and x.shape[tensor_axis] % mesh.shape[TENSOR_AXIS] == 0:
-    spec[tensor_axis] = TENSOR_AXIS
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+  padding = [(0, -x.shape[0] % tensor_parts())] + [(0, 0)] * (x.ndim - 1)
+  return jax.lax.with_sharding_constraint(jnp.pad(x, padding), PartitionSpec(TENSOR_AXIS))
+
+
+def rows_by_every_device(x: Array) -> Array:
+  """[B, ..] with the batch divided over all axes of the mesh, the tensor axis too, where it can be.
+
+  For work on each row by itself, which the devices of the tensor axis would all do.
+  """
+  mesh = ambient_mesh()
+  if mesh is None or x.shape[0] % mesh.size:
+    return constrain_batch(x)
+  return jax.lax.with_sharding_constraint(x, PartitionSpec((*BATCH_AXES, TENSOR_AXIS)))

@@ -9,7 +9,7 @@ from vrt_jax.config import ImageConfig, TrainConfig
 from vrt_jax.data.chat import VRT_TOKENS, ChatTokenizer
 from vrt_jax.metrics.summary import METRICS
 from vrt_jax.rl.scoring import Reward
-from vrt_jax.runtime import batch_parts
+from vrt_jax.runtime import batch_parts, with_tensor
 from vrt_jax.train.state import Frozen, TrainState, parameter_counts
 
 MIN_TEXT_TOKENS = 32
@@ -68,6 +68,7 @@ RANGES: dict[str, tuple[float, float]] = {
   "grpo.kl_weight": (0, MOST),
   "grpo.max_refills": (0, math.inf),
   "grpo.html_every": (0, math.inf),
+  "grpo.rollout_tensor": (1, math.inf),
   "eval.batch_size": (1, math.inf),
   "eval.max_new_tokens": (1, math.inf),
   "eval.max_masks": (1, math.inf),
@@ -127,11 +128,13 @@ def check_grpo(config: TrainConfig) -> None:
 
 
 def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh, num_records: int) -> None:
-  """Batches that the mesh cannot divide.
+  """Batches that the mesh cannot divide, and rollouts that cannot divide the mesh.
 
   Raises:
     ValueError: one line with both numbers.
   """
+  if config.algorithm == "grpo":
+    with_tensor(mesh, config.grpo.rollout_tensor)
   size, steps, parts = config.optim.batch_size, config.optim.accumulation_steps, batch_parts(mesh)
   if size % (parts * steps):
     raise ValueError(

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float, Int32, UInt8
@@ -16,7 +17,8 @@ from vrt_jax.config import GrpoConfig, TrainConfig
 from vrt_jax.cores import usable_cores
 from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.data.pipeline import BatchIterator
-from vrt_jax.placement import batch_shardings, replicate
+from vrt_jax.generate.decode import GenerationInputs
+from vrt_jax.placement import batch_shardings, param_shardings, place, replicate
 from vrt_jax.rl.groups import (
   Groups,
   advantages_of,
@@ -32,9 +34,9 @@ from vrt_jax.rl.groups import (
 )
 from vrt_jax.rl.page import write_page
 from vrt_jax.rl.policy import GrpoBatch
-from vrt_jax.rl.rollout import make_rollout
+from vrt_jax.rl.rollout import Rollout, make_rollout
 from vrt_jax.rl.scoring import Reward
-from vrt_jax.runtime import is_leader
+from vrt_jax.runtime import is_leader, with_tensor
 from vrt_jax.train.checkpoint import Checkpoints
 from vrt_jax.train.evaluation import HeldOut
 from vrt_jax.train.grpo_step import GAP, make_grpo_step
@@ -144,10 +146,13 @@ class Sampler:
     mesh: Mesh,
     clock: StepClock,
   ):
-    self._grpo, self._frozen, self._batches = config.grpo, frozen.apart(), batches
+    grpo, ids = config.grpo, special_ids(tokenizer)
+    self._grpo, self._batches = grpo, batches
     self._tokenizer, self._pool, self._mesh, self._clock = tokenizer, pool, mesh, clock
-    self.reward = Reward(config.grpo)
-    self._roll = CompiledOnce(make_rollout(config.grpo, special_ids(tokenizer), mesh.abstract_mesh))
+    self.reward = Reward(grpo)
+    self._rollout_mesh = with_tensor(mesh, grpo.rollout_tensor)
+    self._frozen = frozen.on(self._rollout_mesh).apart()
+    self._roll = CompiledOnce(make_rollout(grpo, ids, self._rollout_mesh.abstract_mesh))
     self._join = CompiledOnce(join_groups, mesh=mesh)
 
   @property
@@ -160,14 +165,21 @@ class Sampler:
     prompts = common_bucket(next(self._batches), self._batches.buckets)
     inputs = put_prompts(prompts, self._mesh)
     with self._clock.part("rollout"):
-      rollout = self._roll(state.trainable, self._frozen, inputs, replicate(key, self._mesh))
-      jax.block_until_ready(rollout)
+      rollout = jax.block_until_ready(self._rollout(state.trainable, inputs, key))
     with self._clock.part("reward"):
       groups = score_rollout(
         rollout, prompts.truths, self.reward, self._tokenizer, self._pool, self._mesh
       )
     batch = update_batch(inputs, rollout, groups, self._grpo, self._mesh)
     return Round(prompts.grounding_image, groups), batch
+
+  def _rollout(self, trainable: nnx.State, inputs: GenerationInputs, key: Array) -> Rollout:
+    """Samples, divided over the mesh of training as the prompts are."""
+    mesh = self._rollout_mesh
+    trainable = place(trainable, param_shardings(trainable, mesh))
+    prompts = place(inputs, batch_shardings(inputs, mesh))
+    rollout = self._roll(trainable, self._frozen, prompts, replicate(key, mesh))
+    return place(rollout, batch_shardings(rollout, self._mesh))
 
   def wants_more(self, rewards: Float[np.ndarray, "B G"], rounds: int) -> bool:
     """Whether equal groups are to be replaced by a further rollout."""

@@ -36,6 +36,10 @@ class Frozen:
     """The model with the given trainable parameters."""
     return nnx.merge(self.graphdef, trainable, self.params)
 
+  def on(self, mesh: Mesh) -> "Frozen":
+    """The same on another mesh of the same devices."""
+    return self.replace(params=place(self.params, param_shardings(self.params, mesh)))
+
   def apart(self) -> "Frozen":
     """The same for rollouts, see `with_layers_apart`."""
     return self.replace(params=with_layers_apart(self.params))

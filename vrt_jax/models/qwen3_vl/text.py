@@ -23,7 +23,13 @@ from vrt_jax.models.qwen3_vl.text_layer import Cache, CacheSlice, DecoderLayer, 
 from vrt_jax.models.stacks import layer_of, scan_layers, stack
 from vrt_jax.ops.linear import linear
 from vrt_jax.ops.rope import mrope_cos_sin
-from vrt_jax.ops.sharding import constrain_batch, divides_weights, gathered, platform
+from vrt_jax.ops.sharding import (
+  constrain_batch,
+  divides_weights,
+  gathered,
+  platform,
+  rows_by_tensor,
+)
 from vrt_jax.ops.splash import RESIDUALS
 
 DecodingCache = GroupCache | tuple[LayerCache, ...]
@@ -79,7 +85,8 @@ class TextDecoder(nnx.Module):
   def logits(self, hidden_states: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """float32 logits of states before the final norm."""
     x = self.final_norm(hidden_states)
-    return linear(x, self.head_weight().astype(x.dtype), jnp.float32)
+    padded = linear(x, self.head_weight().astype(x.dtype), jnp.float32)  # `for_decoding` may pad
+    return padded[..., : self.config.vocab_size]
 
   def hidden_states(
     self,
@@ -133,15 +140,14 @@ class TextDecoder(nnx.Module):
   def for_decoding(self, cache: GroupCache) -> tuple["TextDecoder", DecodingCache]:
     """A copy for `next_states` and its cache, made once before the loop over tokens.
 
-    Weights that the fsdp axis divides are gathered, instead of once a token. For CPUs layers stand
-    one by one: a scan copies a layer's weights before it multiplies a vector by them.
+    Weights that the fsdp axis divides are gathered, instead of once a token, and the tensor axis
+    divides the head's rows. For CPUs layers stand one by one: a scan copies a layer's weights
+    before it multiplies a vector by them.
     """
     copy = nnx.merge(*nnx.split(self))
     copy.layers = with_whole_weights(copy.layers)
-    if copy.lm_head is None:
-      copy.embed_tokens = with_whole_weights(copy.embed_tokens)
-    else:
-      copy.lm_head = with_whole_weights(copy.lm_head)
+    head = copy.embed_tokens if copy.lm_head is None else copy.lm_head
+    head.weight.set_value(rows_by_tensor(head.weight[...]))
     if platform() != "cpu":
       return copy, cache
     graphdef, state = nnx.split(copy.layers)
