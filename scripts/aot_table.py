@@ -31,6 +31,8 @@ PARTS = "--optim.accumulation-steps 4 --optim.remat linears --optim.full-remat-t
 """The recipe's 64 samples on 16 chips, a sample a chip at a time."""
 PARTS_OF_8 = "--optim.accumulation-steps 8 --optim.remat linears"
 """The same on 8 chips."""
+SHARED = "--grpo.rollout-tensor 4"
+"""Four chips divide the weights of a rollout."""
 TOKENS = 2560
 """Of the recipe's first bucket; most samples are no longer."""
 ROWS: dict[str, str] = {
@@ -63,9 +65,10 @@ ROWS: dict[str, str] = {
   "v5p448_decode_8": f"{DECODE} --topology v5p:4x4x8 --batch-per-chip 8",
   "v5e44_rollout": f"{GRPO} --topology v5e:4x4 --program rollout",
   "v5e44_grpo": f"{GRPO} --topology v5e:4x4 --program grpo",
-  "v6e44_rollout": f"{GRPO} --topology v6e:4x4 --program rollout",
+  "v5e44_rollout_4": f"{GRPO} --topology v5e:4x4 --program rollout -- {SHARED}",
+  "v6e44_rollout_4": f"{GRPO} --topology v6e:4x4 --program rollout -- {SHARED}",
   "v6e44_grpo": f"{GRPO} --topology v6e:4x4 --program grpo",
-  "v5p224_rollout": f"{GRPO} --topology v5p:2x2x4 --program rollout",
+  "v5p224_rollout_4": f"{GRPO} --topology v5p:2x2x4 --program rollout -- {SHARED}",
   "v5p224_grpo": f"{GRPO} --topology v5p:2x2x4 --program grpo",
 }
 """Name -> arguments of scripts.aot."""
@@ -108,8 +111,9 @@ def row(report: dict) -> str:
     program += f", {tokens} tokens"
   parts = report["accumulation_steps"] if trains else 1
   samples = f"{report['batch_per_chip'] / parts:g}"
+  mesh = [f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1]
   cells = [
-    report["topology"],
+    ", ".join([report["topology"], " x ".join(mesh)] if len(mesh) > 1 else [report["topology"]]),
     program,
     samples if parts == 1 else f"{parts} x {samples}",
     report["remat"] if trains else "-",

@@ -51,6 +51,7 @@ from vrt_jax.runtime import (
   make_mesh,
   say,
   start_processes,
+  with_tensor,
 )
 from vrt_jax.train.state import Frozen
 
@@ -77,12 +78,15 @@ class Args:
   seed: int = 0
   grpo: GrpoConfig = field(default_factory=lambda: GrpoConfig(max_new_tokens=160, max_masks=12))
   """Sampling and rewards, as in the recipe; the sizes are those of the shapes world."""
+  mesh: MeshConfig = field(default_factory=MeshConfig)
+  """mesh.tensor or grpo.rollout_tensor divide a large model; with neither every device has it."""
 
 
 def settings_of(args: Args) -> dict:
   """What the rewards depend on, as it reads back from JSON."""
   named = dataclasses.asdict(args)
-  return json.loads(json.dumps({k: v for k, v in named.items() if k not in ("out", "top")}))
+  del named["grpo"]["rollout_tensor"]
+  return json.loads(json.dumps({k: v for k, v in named.items() if k not in ("out", "top", "mesh")}))
 
 
 def example_of(
@@ -184,12 +188,12 @@ def select(args: Args, loaded: Loaded) -> dict:
   Raises:
     ValueError: one line that says what is wrong with the arguments or the data.
   """
-  mesh = make_mesh(MeshConfig())
+  mesh = with_tensor(make_mesh(args.mesh), args.grpo.rollout_tensor)
   parts = batch_parts(mesh)
   if args.top < 1 or args.batch_size < 1 or args.batch_size % parts:
     raise ValueError(
       f"top {args.top} and batch_size {args.batch_size} must be positive, and batch_size a "
-      f"multiple of the {parts} devices"
+      f"multiple of {parts}, the parts of the mesh (data x fsdp)"
     )
   if args.grpo.group_size < 2:
     raise ValueError(f"grpo.group_size is {args.grpo.group_size}, a variance needs 2")

@@ -14,7 +14,7 @@ from scripts import select_rl_subset as subset
 from tests import tiny
 from tests.train import processes
 from vrt_jax import cli, model_directory
-from vrt_jax.config import GrpoConfig
+from vrt_jax.config import GrpoConfig, MeshConfig
 from vrt_jax.data.pipeline import subset_numbers
 from vrt_jax.data.records import TrainRecord
 from vrt_jax.data.sources import train_source
@@ -103,6 +103,13 @@ def test_an_interrupted_run_gives_the_same_file(
   assert list(tmp_path.iterdir()) == [out]
 
 
+def test_the_mesh_is_no_setting(records: str, tmp_path: Path):
+  args = arguments(records, tmp_path / "keys.json")
+  divided = dataclasses.replace(GRPO, rollout_tensor=2)
+  elsewhere = dataclasses.replace(args, grpo=divided, mesh=MeshConfig(fsdp=8))
+  assert subset.settings_of(elsewhere) == subset.settings_of(args)
+
+
 def test_other_settings_do_not_go_on(records: str, tmp_path: Path):
   args = arguments(records, tmp_path / "keys.json")
   subset.Partial(tmp_path / "keys.json.partial.jsonl", subset.settings_of(args))
@@ -121,6 +128,7 @@ def test_equal_variances_are_ordered_by_key():
     ({"top": 0}, "top 0"),
     ({"grpo": dataclasses.replace(GRPO, group_size=1)}, "a variance needs 2"),
     ({"data": "none-*.tfrecord"}, "none-"),
+    ({"mesh": MeshConfig(data=3)}, "does not fit"),
     (
       {"grpo": dataclasses.replace(GRPO, prompt_buckets=((50, 64),))},
       "no record of .* can be used",
@@ -133,7 +141,8 @@ def test_mistakes_are_one_line(records: str, tmp_path: Path, fields: dict, messa
     subset.select(args, tiny.loaded())
 
 
-def test_two_processes_give_the_same_file(records: str, straight: Path, tmp_path: Path):
+@pytest.mark.parametrize("mesh", ["", "--mesh.data 1 --mesh.tensor 2"])
+def test_two_processes_give_the_same_file(mesh: str, records: str, straight: Path, tmp_path: Path):
   loaded = tiny.loaded()
   model_directory.save(tmp_path / "model", loaded.model, loaded.tokenizer, loaded.image)
   sizes = "--batch-size 4 --grpo.group-size 3 --grpo.max-new-tokens 8 --grpo.max-masks 2"
@@ -145,7 +154,7 @@ def test_two_processes_give_the_same_file(records: str, straight: Path, tmp_path
     address = f"127.0.0.1:{free.getsockname()[1]}"
   started = [
     subprocess.Popen(
-      [*map(str, command), *sizes.split(), *rest.split()],
+      [*map(str, command), *sizes.split(), *rest.split(), *mesh.split()],
       cwd=processes.ROOT,
       env=processes.ENVIRONMENT
       | {

@@ -172,9 +172,10 @@ def decode_step(
   positions = jnp.broadcast_to(
     (state.first_positions + state.step)[None, :, None], (3, *state.next_token.shape)
   )
+  positions = constrain_batch(positions, axis=1)
   embeds = language.embed(state.next_token).astype(state.seg_hidden.dtype)
   hidden, cache = language.next_states(embeds, positions, state.cache, state.step)
-  hidden = constrain_batch(hidden)  # else the compiler divides layers as `choose` does the logits
+  hidden = constrain_batch(hidden)  # else layers are divided as `choose` divides the logits
   is_seg = (state.next_token == ids.seg) & ~state.done
   seg_hidden, num_segs = jax.vmap(store_seg_states)(
     state.seg_hidden, state.num_segs, hidden[:, :, None], is_seg[:, :, None]
