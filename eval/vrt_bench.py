@@ -5,18 +5,17 @@
 Writes `ver_evaluation_results.json`, `report.html` and overlay pictures, and prints R-LQ, R-SQ and
 A-mIoU. Greedy decoding; without thinking every mask is an answer, as in the reference
 (vrt_eval_single.py, VERLLMEvaluator). What is done is kept in `partial.jsonl`: after a kill the
-same command goes on there and gives the same file. Several processes
-(`vrt_jax.runtime.start_processes`) divide each batch over their devices; one writes. Machines that
-do not know each other take a shard each (`--shard 0/3`); `python -m eval.merge` joins them.
+same command goes on there and gives the same file. Each batch is divided over all devices, those
+of several processes (`vrt_jax.runtime.start_processes`) too; one process writes. Machines that do
+not know each other take a shard each (`--shard 0/3`); `python -m eval.merge` joins them.
 """
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
 from tqdm import tqdm
 
 from converters.checkpoints import find_model
@@ -54,13 +53,15 @@ class Args:
   max_masks: int = 64
   """[SEG] a text whose masks are kept."""
   batch_size: int = 1
-  """Rounded up to a multiple of the devices where there are several processes."""
+  """Rounded up to a multiple of the devices that `mesh` divides a batch over."""
   num_samples: int = 0
   """Records that are scored, from the first; 0 for all."""
   shard: str = "0/1"
   """I/N: every N-th record from the I-th (from 0) on."""
   pictures: int = 20
   """Overlays of the first samples; the report shows all."""
+  mesh: MeshConfig = field(default_factory=MeshConfig)
+  """mesh.tensor divides a large model; without it every device has all of it."""
 
 
 def prompt_sizes(loaded: Loaded, records: Sequence[EvalRecord], thinking: bool) -> list[Bucket]:
@@ -86,11 +87,11 @@ def bench(args: Args) -> dict[str, Any]:
   """
   thinking = not args.no_thinking
   index, count = shard_of(args.shard)
+  mesh = make_mesh(args.mesh)
   records = eval_records(args.data, args.num_samples)
   loaded = load(find_model(args.checkpoint, args.out))
   sizes = prompt_sizes(loaded, records, thinking)
-  mesh = make_mesh(MeshConfig()) if jax.process_count() > 1 else None
-  parts = batch_parts(mesh) if mesh else 1
+  parts = batch_parts(mesh)
   config = EvalConfig(
     batch_size=-(-min(args.batch_size, len(records)) // parts) * parts,
     max_new_tokens=args.max_new_tokens,
@@ -104,7 +105,7 @@ def bench(args: Args) -> dict[str, Any]:
   settings = [args.checkpoint, config_hash, short_hash([record.key for record in records])]
   partial = Partial(args.out / PARTIAL_FILE, settings)
   results = evaluate(
-    Predictor(loaded, config, thinking=thinking, mesh=mesh),
+    Predictor(loaded, config, thinking=thinking, mesh=mesh if mesh.size > 1 else None),
     records,
     args.out,
     config,

@@ -221,8 +221,17 @@ def _rows(tree: object, mesh: Mesh, axis: int = 0) -> object:
 
 
 def _placed_samples(state: DecodeState, mesh: Mesh) -> DecodeState:
-  cache = _rows(state.cache, mesh, 1)  # layers come first
-  cache = cache.replace(prompt_mask=_rows(state.cache.prompt_mask, mesh))
+  """Key heads over the tensor axis where it divides them, as prefill leaves them."""
+  heads = "tensor" if state.cache.k.shape[-2] % mesh.shape["tensor"] == 0 else None
+
+  def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """[L, B, .., K, H]."""
+    spec = PartitionSpec(None, ("data", "fsdp"), *[None] * (x.ndim - 4), heads)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+  whole = state.cache
+  prompt, (k, v) = jax.tree.map(placed, whole.prompt), map(placed, (whole.k, whole.v))
+  cache = whole.replace(prompt=prompt, k=k, v=v, prompt_mask=_rows(whole.prompt_mask, mesh))
   return _rows(state.replace(cache=None), mesh).replace(cache=cache)
 
 

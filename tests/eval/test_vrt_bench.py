@@ -12,7 +12,7 @@ from eval import merge, vrt_bench
 from tests import tiny
 from tests.train import processes
 from vrt_jax import evaluate, model_directory
-from vrt_jax.config import EvalConfig
+from vrt_jax.config import EvalConfig, MeshConfig
 from vrt_jax.data.image import decode_image
 from vrt_jax.data.records import TFRecordWriter, serialize_eval
 from vrt_jax.data.trace import mentions
@@ -152,8 +152,16 @@ def _take_scores(results):
   return [o.pop("score") for o in objects]
 
 
+FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+
+
 @pytest.mark.slow
-def test_two_processes_are_one_run(inputs, tmp_path):
+@pytest.mark.parametrize(
+  "mesh, machines", [((), None), (("--mesh.data", "2", "--mesh.tensor", "2"), [FOUR_DEVICES])]
+)
+def test_many_devices_are_one_run(mesh, machines, inputs, tmp_path):
+  """Two processes of one device each, and four devices of one process."""
+
   def arguments(name):
     sizes = ["--max-new-tokens", "144", "--batch-size", "2"]
     return ["--data", inputs["data"], "--out", str(tmp_path / name), *sizes]
@@ -161,12 +169,13 @@ def test_two_processes_are_one_run(inputs, tmp_path):
   one = processes.start_module("eval.vrt_bench", *arguments("one"))
   assert processes.finish(one)[0] == 0
   runs = [
-    processes.start_module("eval.vrt_bench", *arguments("two"), variables=variables)
-    for variables in processes.rendezvous(2)
+    processes.start_module("eval.vrt_bench", *arguments("two"), *mesh, variables=variables)
+    for variables in machines or processes.rendezvous(2)
   ]
-  leader, follower = (processes.finish(run) for run in runs)
-  assert leader[0] == follower[0] == 0, leader[2] + follower[2]
-  assert "R-LQ " in leader[1] and "R-LQ " not in follower[1]
+  leader, *followers = (processes.finish(run) for run in runs)
+  assert leader[0] == 0 and "R-LQ " in leader[1], leader[2]
+  for status, printed, errors in followers:
+    assert status == 0 and "R-LQ " not in printed, errors
   files = sorted(path.name for path in (tmp_path / "one").iterdir())
   assert files == sorted(path.name for path in (tmp_path / "two").iterdir())
   for name in set(files) - {RESULTS_FILE}:
@@ -191,6 +200,12 @@ def test_the_bar_shows_the_numbers_so_far():
   sample = evaluate.sample_result(record, found.text, found.objects(), thinking=True)
   line = evaluate.running_metrics([score_sample(sample)])
   assert line.startswith("R-LQ 0.0") and "A-mIoU" in line
+
+
+def test_a_mesh_has_the_devices_that_there_are(inputs, fast, tmp_path):
+  with pytest.raises(ValueError, match="does not fit"):
+    vrt_bench.bench(bench_args(inputs, tmp_path, mesh=MeshConfig(data=3)))
+  assert not fast
 
 
 def test_code_and_seed_are_in_the_results(inputs, fast, tmp_path):
