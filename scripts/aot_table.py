@@ -31,6 +31,8 @@ PARTS = "--optim.accumulation-steps 4 --optim.remat linears --optim.full-remat-t
 """The recipe's 64 samples on 16 chips, a sample a chip at a time."""
 PARTS_OF_8 = "--optim.accumulation-steps 8 --optim.remat linears"
 """The same on 8 chips."""
+TENSOR_4 = "--mesh.fsdp 4 --mesh.tensor 4"
+"""Four chips share samples, and each reads a quarter of the weights a token."""
 SHARED = "--grpo.rollout-tensor 4"
 """Four chips divide the weights of a rollout."""
 TOKENS = 2560
@@ -61,6 +63,7 @@ ROWS: dict[str, str] = {
   "v5p448_prefill": f"{PREFILL} --topology v5p:4x4x8",
   "v5e44_decode_1": f"{DECODE} --topology v5e:4x4 --batch-per-chip 1",
   "v5e44_decode_4": f"{DECODE} --topology v5e:4x4 --batch-per-chip 4",
+  "v5e44_decode_t4": f"{DECODE} --topology v5e:4x4 --batch-per-chip 4 -- {TENSOR_4}",
   "v6e24_decode_4": f"{DECODE} --topology v6e:2x4 --batch-per-chip 4",
   "v5p448_decode_8": f"{DECODE} --topology v5p:4x4x8 --batch-per-chip 8",
   "v5e44_rollout": f"{GRPO} --topology v5e:4x4 --program rollout",
