@@ -3,7 +3,8 @@
 Source: arXiv 2512.05091 and its recipe vrt_qwen3_4b_grpo: from the SFT model, fresh LoRA of rank
 128, SAM 2's decoder frozen; 4 samples for each of 32 prompts, format and answer reward, no KL, mask
 losses on the best sample; one epoch of the 2 k prompts whose reward varies most.
-Hardware: TPU pods (docs/pods.md); `mesh.fsdp` divides the parameters.
+Hardware: TPU pods (docs/pods.md); `mesh.fsdp` divides the parameters. With four chips or more
+--grpo.rollout-tensor 4 (by estimate a step in half the time).
 Expected: no figure of this recipe has been measured here.
 Command: python -m scripts.select_rl_subset --checkpoint runs/vrt_4b_sft/model --data data/vrt80k
   --out keys.json --top 2000
