@@ -152,7 +152,7 @@ def with_tensor(mesh: Mesh, size: int) -> Mesh:
     ValueError: the fsdp axis is not a multiple of `size`.
   """
   data, fsdp, tensor = (mesh.shape[axis] for axis in MESH_AXES)
-  if fsdp % size:
+  if size < 1 or fsdp % size:
     raise ValueError(f"grpo.rollout_tensor {size} does not divide mesh.fsdp {fsdp}")
   devices = mesh.devices.reshape(data, fsdp // size, size * tensor)
   return mesh if size == 1 else Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * 3)

@@ -129,6 +129,7 @@ def test_equal_variances_are_ordered_by_key():
     ({"grpo": dataclasses.replace(GRPO, group_size=1)}, "a variance needs 2"),
     ({"data": "none-*.tfrecord"}, "none-"),
     ({"mesh": MeshConfig(data=3)}, "does not fit"),
+    ({"grpo": dataclasses.replace(GRPO, rollout_tensor=0)}, "grpo.rollout_tensor 0"),
     (
       {"grpo": dataclasses.replace(GRPO, prompt_buckets=((50, 64),))},
       "no record of .* can be used",
