@@ -37,7 +37,9 @@ class Program:
       counts[name] = counts.get(name, 0) + times
       for i in self.computations[name].instructions.values():
         if i.opcode == "while":
-          visit(i.attribute("body").lstrip("%"), times * self.trip_count(i))
+          visit(
+            i.attribute("body").lstrip("%"), times * self.trip_count(self.computations[name], i)
+          )
         elif i.opcode in ("call", "async-start"):
           for callee in i.callees:
             visit(callee, times)
@@ -49,13 +51,17 @@ class Program:
     visit(self.entry, 1)
     return counts
 
-  def trip_count(self, loop: Instruction) -> int:
-    """Of a loop from 0 up to a constant: bound / step, both read from its two computations.
+  def trip_count(self, computation: Computation, loop: Instruction) -> int:
+    """Of a loop up to a constant: from 0, or from where the loop before it ends, by its step.
 
     A loop that may end earlier is taken to run to its bound.
     """
+    index, step = self._counter(loop)
+    return -(-(self._bound(loop) - self._start(computation, loop, index)) // step)
+
+  def _bound(self, loop: Instruction) -> int:
+    """The constant that a loop's condition compares its counter with; 1 where there is none."""
     condition = self.computations[loop.attribute("condition").lstrip("%")]
-    body = self.computations[loop.attribute("body").lstrip("%")]
     compare = condition.root
     if compare.opcode == "fusion":
       inner = self.computations[compare.callees[0]]
@@ -67,16 +73,28 @@ class Program:
       inside = [self.computations[c] for i in condition.instructions.values() for c in i.callees]
       everything = [i for c in (condition, *inside) for i in c.instructions.values()]
       bounds = [n for i in everything if (n := _value(i)) is not None]
-    counters = [
-      int(i.attribute("index"))
-      for i in condition.instructions.values()
-      if i.opcode == "get-tuple-element"
-    ]
-    return -(-max(bounds, default=1) // self._step(body, counters))
+    return max(bounds, default=1)
 
-  def _step(self, body: Computation, counters: list[int]) -> int:
-    """What a loop's body adds to the counter that its condition reads."""
-    for index in counters:
+  def _start(self, computation: Computation, loop: Instruction, index: int | None) -> int:
+    """The bound of the loop that a loop's counter comes from, 0 where it comes from none."""
+    if index is None:
+      return 0
+    values = computation.instructions[loop.operands[0]]
+    if values.opcode != "tuple":
+      return 0
+    first = computation.instructions[values.operands[index]]
+    while first.opcode in ("copy", "bitcast", "get-tuple-element"):
+      first = computation.instructions[first.operands[0]]
+    return self._bound(first) if first.opcode == "while" else 0
+
+  def _counter(self, loop: Instruction) -> tuple[int | None, int]:
+    """Which of a loop's values its condition reads and its body adds to, and how much."""
+    condition = self.computations[loop.attribute("condition").lstrip("%")]
+    body = self.computations[loop.attribute("body").lstrip("%")]
+    for found in condition.instructions.values():
+      if found.opcode != "get-tuple-element":
+        continue
+      index = int(found.attribute("index"))
       if index >= len(body.root.operands):
         continue
       added = body.instructions.get(body.root.operands[index])
@@ -85,8 +103,8 @@ class Program:
       if added is not None and added.opcode == "add":
         steps = [n for name in added.operands if (n := _constant(body, name)) is not None]
         if steps:
-          return max(steps)
-    return 1
+          return index, max(steps)
+    return None, 1
 
   def scheduled(self) -> list[tuple[Computation, Instruction, float]]:
     """(computation, instruction, times) of all that runs."""

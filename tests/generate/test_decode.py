@@ -6,10 +6,12 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from tests import tiny
 from vrt_jax.data.transforms import Prompt, make_prompt, pad_inputs
+from vrt_jax.generate import decode
 from vrt_jax.generate.decode import GenerationInputs, TokenIds, store_seg_states
 from vrt_jax.generate.generation import Generation, generate, write_text
 from vrt_jax.generate.sampling import Sampling
@@ -111,16 +113,27 @@ def test_greedy_equals_a_full_forward_pass_for_every_token():
   assert (tokens[0] != tokens[1]).any()
 
 
-def test_layers_one_by_one_and_in_a_scan_say_the_same(monkeypatch):
-  """CPUs decode in one form, accelerators in the other."""
+@pytest.mark.parametrize("stages, read", [(1, {None}), (3, {2, 5, NEW_TOKENS})])
+def test_layers_one_by_one_and_in_a_scan_say_the_same(monkeypatch, stages, read):
+  """CPUs decode in one form, accelerators in the other, in loops that read more and more slots."""
   token_ids = ids(allowed=(ids().seg, 40, 41))
   assert isinstance(decoding_cache(), tuple)
   expected = run(token_ids)
+  seen, attend = set(), GroupCache.attend
+
+  def attends(self, *given):
+    seen.add(self.slots_read)
+    return attend(self, *given)
+
+  monkeypatch.setattr(GroupCache, "attend", attends)
+  monkeypatch.setattr(decode, "STAGES", stages)
+  monkeypatch.setattr(decode, "MIN_STAGED", NEW_TOKENS)
   monkeypatch.setattr(text, "platform", lambda: "gpu")
   jax.clear_caches()
   assert isinstance(decoding_cache(), GroupCache)
   out = run(token_ids)
   jax.clear_caches()
+  assert seen == read
   np.testing.assert_array_equal(out.tokens, expected.tokens)
   np.testing.assert_allclose(out.low_res_masks, expected.low_res_masks, rtol=1e-4, atol=1e-4)
 

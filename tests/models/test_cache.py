@@ -73,3 +73,18 @@ def test_a_layers_own_cache_gives_the_same_attention_in_16_bits():
     )
     wrong = own.write(None, 1, *new).attend(None, 2, q)
     assert np.abs(np.asarray(wrong - expected, np.float32)).max() > 0.1
+
+
+def test_slots_that_are_not_written_yet_need_not_be_read():
+  rng = np.random.default_rng(0)
+  whole = group_cache()
+  whole = whole.replace(
+    **{name: jnp.asarray(rng.normal(size=whole.k.shape)) for name in ("k", "v")}
+  )
+  heads, width = tiny.MODEL.text.num_heads, tiny.MODEL.text.head_dim
+  q = jnp.asarray(rng.normal(size=(ROWS, 2, heads, width)), jnp.float32)
+  expected, read = (cache.attend(1, 2, q) for cache in (whole, whole.replace(slots_read=3)))
+  np.testing.assert_allclose(read, expected, rtol=1e-5, atol=1e-6)
+  assert jnp.abs(whole.replace(slots_read=2).attend(1, 2, q) - expected).max() > 0.01
+  program = str(jax.make_jaxpr(whole.replace(slots_read=3).attend)(1, 2, q))
+  assert f"slice_sizes=(1, {ROWS}, 2, 3, " in program

@@ -1,5 +1,6 @@
 """Reading a compiled program: trips of loops, FLOPs, bytes in HBM, collectives."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -68,6 +69,26 @@ def find(program: Program, name: str):
 def test_a_loop_runs_bound_over_step_times(program):
   assert program.runs["body"] == 4
   assert Program(TEXT.replace("constant(2)", "constant(1)")).runs["body"] == 8
+
+
+def test_a_loop_goes_on_where_the_one_before_ended():
+  """From 8 to 20 in steps of 2."""
+  conditions = re.search(r"%cond .*?\n}\n", TEXT, re.DOTALL)[0]
+  later = conditions.replace("%cond", "%later").replace("constant(8)", "constant(20)")
+  kind = "(s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}, f32[4,8,8]{2,1,0:T(8,128)})"
+  second = f"""
+  %at = s32[]{{:T(128)}} get-tuple-element(%loop), index=0
+  %as_it_was = s32[]{{:T(128)}} copy(%at)
+  %state = f32[8,8]{{1,0:T(8,128)}} get-tuple-element(%loop), index=1
+  %weights = f32[4,8,8]{{2,1,0:T(8,128)}} get-tuple-element(%loop), index=2
+  %values = {kind} tuple(%as_it_was, %state, %weights)
+  %more = {kind} while(%values), condition=%later, body=%body
+  ROOT %result = f32[8,8]{{1,0:T(8,128)}} get-tuple-element(%more), index=1
+"""
+  end = re.search(r"\n  ROOT %result.*\n", TEXT)[0]
+  text = later + TEXT.replace(end, second)
+  assert Program(text).runs["body"] == 4 + 6
+  assert Program(text.replace("copy(%at)", "constant(0)")).runs["body"] == 4 + 10
 
 
 def test_a_loop_that_may_end_earlier_runs_to_its_bound():

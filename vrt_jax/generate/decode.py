@@ -21,6 +21,10 @@ from vrt_jax.ops.attention_mask import AttentionMask
 from vrt_jax.ops.sharding import constrain_batch, rows_by_every_device
 from vrt_jax.types import TextInputs, VisionInputs, VisualFeatures
 
+STAGES = 4
+MIN_STAGED = 512
+"""New tokens from which on decoding is done in stages."""
+
 
 @flax.struct.dataclass
 class GenerationInputs:
@@ -220,7 +224,10 @@ def decode(
   sampling: Sampling,
   ids: TokenIds,
 ) -> DecodeState:
-  """From the prompts' last logits until all samples are done or have N tokens."""
+  """From the prompts' last logits until all samples are done or have N tokens.
+
+  On accelerators in `STAGES` loops, each of which reads the slots that it may reach.
+  """
   vocab, (b, g, max_new_tokens) = logits.shape[-1], state.tokens.shape
   forbidden = jnp.zeros(vocab, bool).at[jnp.asarray(ids.forbidden, jnp.int32)].set(True)
   language, cache = model.qwen.language_model.for_decoding(state.cache)
@@ -230,11 +237,15 @@ def decode(
     return choose(*decode_step(language, state, ids), sampling, forbidden, ids)
 
   first = jnp.broadcast_to(logits[:, None], (b, g, vocab))
-  return jax.lax.while_loop(
-    lambda s: (s.step < max_new_tokens - 1) & ~jnp.all(s.done),
-    body,
-    choose(state, first, sampling, forbidden, ids),
-  )
+  state = choose(state, first, sampling, forbidden, ids)
+  stages = STAGES if isinstance(cache, GroupCache) and max_new_tokens >= MIN_STAGED else 1
+  for stage in range(1, stages + 1):
+    slots = max_new_tokens * stage // stages
+    if stages > 1:
+      state = state.replace(cache=state.cache.replace(slots_read=slots))
+    last = min(slots, max_new_tokens - 1)
+    state = jax.lax.while_loop(lambda s, last=last: (s.step < last) & ~jnp.all(s.done), body, state)
+  return state
 
 
 def token_lengths(tokens: Int32[Array, "*B N"], end: int) -> Int32[Array, "*B"]:

@@ -61,6 +61,8 @@ class GroupCache:
   prompt_mask: Bool[Array, "B P"]
   k: Float[Array, "L B G S K H"]
   v: Float[Array, "L B G S K H"]
+  slots_read: int | None = struct.field(pytree_node=False, default=None)
+  """Only the first so many slots are looked at; None: all S."""
 
   @classmethod
   def start(
@@ -107,7 +109,10 @@ class GroupCache:
     self, layer: ArrayLike, slot: ArrayLike, q: Float[Array, "B G N H"], mask: None = None
   ) -> Float[Array, "B G N H"]:
     """Attention of one query a sample, of new slot `slot`; the cache knows what it may look at."""
-    k, v = _layer(self.k, layer, q.dtype), _layer(self.v, layer, q.dtype)
+    _, b, g, slots, heads, width = self.k.shape
+    shape = (1, b, g, self.slots_read or slots, heads, width)
+    start = (layer, 0, 0, 0, 0, 0)
+    k, v = (jax.lax.dynamic_slice(x, start, shape)[0].astype(q.dtype) for x in (self.k, self.v))
     prompt = self.prompt.read(layer, q.dtype)
     slots = jnp.reshape(slot, 1)
     return group_attention(q[:, :, None], *prompt, self.prompt_mask, k, v, slots)[:, :, 0]
