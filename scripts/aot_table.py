@@ -77,8 +77,8 @@ ROWS: dict[str, str] = {
 """Name -> arguments of scripts.aot."""
 HEAD = (
   "| topology | program | samples or prompts a chip | remat | GiB a chip | fits | "
-  "MFU (overlapped / serial) | network GB a step | compilation s | host GiB |\n"
-  "|---|---|---|---|---|---|---|---|---|---|"
+  "seconds (overlapped / serial) | MFU | network GB | compilation s | host GiB |\n"
+  "|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -105,7 +105,7 @@ def compile_row(name: str, file: Path) -> None:
 def row(report: dict) -> str:
   """A line of the table."""
   memory, estimate = report["memory"], report["estimate"]
-  mfu = estimate["estimated_mfu"]
+  seconds, mfu = estimate["estimated_seconds"], estimate["estimated_mfu"]
   sent = sum(kind["gigabytes"] for kind in report["collectives"].values())
   names = {"sft": "full SFT" if report["trainable"] == "all" else "SFT", "grpo": "GRPO update"}
   trains = report["program"] in names
@@ -122,6 +122,7 @@ def row(report: dict) -> str:
     report["remat"] if trains else "-",
     f"{memory['peak_gib']:.2f}",
     "yes" if memory["fits"] else "NO",
+    f"{seconds['overlapped']:.2f} / {seconds['serial']:.2f}",
     f"{100 * mfu['overlapped']:.0f} % / {100 * mfu['serial']:.0f} %",
     f"{sent:.1f}",
     f"{report['compile_seconds']:.0f}",
