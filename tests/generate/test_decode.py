@@ -115,7 +115,7 @@ def test_greedy_equals_a_full_forward_pass_for_every_token():
 
 @pytest.mark.parametrize("stages, read", [(1, {None}), (3, {2, 5, NEW_TOKENS})])
 def test_layers_one_by_one_and_in_a_scan_say_the_same(monkeypatch, stages, read):
-  """CPUs decode in one form, accelerators in the other, in loops that read more and more slots."""
+  """CPUs decode in one form, accelerators in the other, TPUs in loops that read ever more slots."""
   token_ids = ids(allowed=(ids().seg, 40, 41))
   assert isinstance(decoding_cache(), tuple)
   expected = run(token_ids)
@@ -126,6 +126,7 @@ def test_layers_one_by_one_and_in_a_scan_say_the_same(monkeypatch, stages, read)
     return attend(self, *given)
 
   monkeypatch.setattr(GroupCache, "attend", attends)
+  monkeypatch.setattr(decode, "on_tpu", lambda: stages > 1)
   monkeypatch.setattr(decode, "STAGES", stages)
   monkeypatch.setattr(decode, "MIN_STAGED", NEW_TOKENS)
   monkeypatch.setattr(text, "platform", lambda: "gpu")

@@ -18,12 +18,12 @@ from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache
 from vrt_jax.models.qwen3_vl.text import DecodingCache, TextDecoder
 from vrt_jax.models.sa2va import Sa2VA
 from vrt_jax.ops.attention_mask import AttentionMask
-from vrt_jax.ops.sharding import constrain_batch, rows_by_every_device
+from vrt_jax.ops.sharding import constrain_batch, on_tpu, rows_by_every_device
 from vrt_jax.types import TextInputs, VisionInputs, VisualFeatures
 
 STAGES = 4
 MIN_STAGED = 512
-"""New tokens from which on decoding is done in stages."""
+"""New tokens from which on TPUs decode in stages."""
 
 
 @flax.struct.dataclass
@@ -226,7 +226,7 @@ def decode(
 ) -> DecodeState:
   """From the prompts' last logits until all samples are done or have N tokens.
 
-  On accelerators in `STAGES` loops, each of which reads the slots that it may reach.
+  On TPUs in `STAGES` loops, each of which reads the slots that it may reach.
   """
   vocab, (b, g, max_new_tokens) = logits.shape[-1], state.tokens.shape
   forbidden = jnp.zeros(vocab, bool).at[jnp.asarray(ids.forbidden, jnp.int32)].set(True)
@@ -238,7 +238,7 @@ def decode(
 
   first = jnp.broadcast_to(logits[:, None], (b, g, vocab))
   state = choose(state, first, sampling, forbidden, ids)
-  stages = STAGES if isinstance(cache, GroupCache) and max_new_tokens >= MIN_STAGED else 1
+  stages = STAGES if on_tpu() and max_new_tokens >= MIN_STAGED else 1
   for stage in range(1, stages + 1):
     slots = max_new_tokens * stage // stages
     if stages > 1:
