@@ -130,13 +130,17 @@ def test_a_table_has_a_line_for_each_report_that_is_there(tmp_path):
   report = {
     "program": "sft",
     "topology": "v5e:4x4",
+    "mesh": {"data": 1, "fsdp": 16, "tensor": 1},
     "batch_per_chip": 1.0,
     "accumulation_steps": 1,
     "bucket": {"tokens": 2560, "patches": 6272},
     "remat": "full",
     "trainable": "adapters",
     "memory": {"peak_gib": 3.636, "fits": True},
-    "estimate": {"estimated_mfu": {"overlapped": 0.549, "serial": 0.473}},
+    "estimate": {
+      "estimated_seconds": {"overlapped": 0.477, "serial": 0.574},
+      "estimated_mfu": {"overlapped": 0.549, "serial": 0.473},
+    },
     "collectives": {"all-gather": {"count": 2, "gigabytes": 18.0}},
     "compile_seconds": 100.0,
     "host_gib": 3.9,
@@ -144,11 +148,14 @@ def test_a_table_has_a_line_for_each_report_that_is_there(tmp_path):
   (tmp_path / "v5e44_sft.json").write_text(aot_table.json.dumps(report))
   report |= {"batch_per_chip": 4.0, "accumulation_steps": 4}
   report |= {"bucket": {"tokens": 8192, "patches": 6272}}
+  report |= {"mesh": {"data": 1, "fsdp": 4, "tensor": 4}}
   (tmp_path / "v5e44_sft_8192.json").write_text(aot_table.json.dumps(report))
   lines = aot_table.table(tmp_path).splitlines()
   assert len(lines) == 4
-  assert lines[2].startswith("| v5e:4x4 | SFT | 1 | full | 3.64 | yes | 55 % / 47 % | 18.0 |")
-  assert lines[3].startswith("| v5e:4x4 | SFT, 8192 tokens | 4 x 1 | full | 3.64 |")
+  seconds = "0.48 / 0.57 | 55 % / 47 % | 18.0"
+  assert lines[2].startswith(f"| v5e:4x4 | SFT | 1 | full | 3.64 | yes | {seconds} |")
+  named = "| v5e:4x4, fsdp 4 x tensor 4 | SFT, 8192 tokens | 4 x 1 | full | 3.64 |"
+  assert lines[3].startswith(named)
 
 
 @pytest.mark.slow
