@@ -109,8 +109,8 @@ class GroupCache:
     self, layer: ArrayLike, slot: ArrayLike, q: Float[Array, "B G N H"], mask: None = None
   ) -> Float[Array, "B G N H"]:
     """Attention of one query a sample, of new slot `slot`; the cache knows what it may look at."""
-    _, b, g, slots, heads, width = self.k.shape
-    shape = (1, b, g, self.slots_read or slots, heads, width)
+    _, b, g, size, heads, width = self.k.shape
+    shape = (1, b, g, self.slots_read or size, heads, width)
     start = (layer, 0, 0, 0, 0, 0)
     k, v = (jax.lax.dynamic_slice(x, start, shape)[0].astype(q.dtype) for x in (self.k, self.v))
     prompt = self.prompt.read(layer, q.dtype)
