@@ -39,7 +39,7 @@ from vrt_jax.data.sources import Source, train_source
 from vrt_jax.files import write_whole
 from vrt_jax.model_directory import Loaded
 from vrt_jax.partial import Partial
-from vrt_jax.placement import gather_rows, param_shardings, place, replicate
+from vrt_jax.placement import gather_rows, replicate
 from vrt_jax.rl.groups import put_prompts, score_rollout, special_ids
 from vrt_jax.rl.rollout import make_rollout
 from vrt_jax.rl.scoring import Reward
@@ -121,7 +121,7 @@ def score_batches(
 ) -> Iterator[dict]:
   """Results of the batches from number `first` on, the same on every process."""
   graphdef, params = nnx.split(loaded.model)
-  frozen = Frozen(graphdef, place(params, param_shardings(params, mesh))).apart()
+  frozen = Frozen(graphdef, params).on(mesh).apart()
   rollout = make_rollout(args.grpo, special_ids(loaded.tokenizer), mesh.abstract_mesh)
   reward, key = Reward(args.grpo), jax.random.key(args.seed)
   side = int(loaded.model.config.vision.num_position_embeddings**0.5)

@@ -49,6 +49,11 @@ def place(tree: T, shardings: T) -> T:
   return jax.tree.map(put, tree, shardings)
 
 
+def place_params(params: nnx.State, mesh: Mesh) -> nnx.State:
+  """Parameters -> the mesh, divided by their `axes` metadata; they may lie on another mesh."""
+  return place(params, param_shardings(params, mesh))
+
+
 def replicate(tree: T, mesh: Mesh) -> T:
   """Arrays -> whole on every device of the mesh; random keys too."""
   whole = NamedSharding(mesh, PartitionSpec())

@@ -94,14 +94,15 @@ def test_several_updates_of_a_rollout_go_on_too(records: Path, tmp_path: Path):
   assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
-@pytest.mark.parametrize("rollout_tensor", [1, 2])
+TWO_MESHES = {"mesh": [1, 2, 1], "grpo": OPTIONS["grpo"] | {"rollout_tensor": 2}}
+"""Prompts, adapters and samples move between the mesh of training and that of rollouts."""
+
+
+@pytest.mark.parametrize("meshes", [{}, TWO_MESHES])
 def test_two_processes_make_the_same_decisions(
-  rollout_tensor: int, records: Path, straight: Path, tmp_path: Path
+  meshes: dict, records: Path, straight: Path, tmp_path: Path
 ):
-  """With 2, prompts, adapters and samples move between the meshes of training and of rollouts."""
-  grpo = OPTIONS["grpo"] | {"rollout_tensor": rollout_tensor}
-  options = OPTIONS | {"mesh": [1, 2, 1], "grpo": grpo}
-  done = processes.run_together(2, records, tmp_path / "run", **options)
+  done = processes.run_together(2, records, tmp_path / "run", **OPTIONS | meshes)
   assert [status for status, _, _ in done] == [0, 0], done
   together, alone = processes.logged(tmp_path / "run"), processes.logged(straight)
   for a, b in zip(together, alone, strict=True):

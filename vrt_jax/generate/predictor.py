@@ -21,7 +21,7 @@ from vrt_jax.model_directory import Loaded
 from vrt_jax.models.stacks import with_layers_apart
 from vrt_jax.ops.masks import encode_rle
 from vrt_jax.ops.resize import resize_bilinear_numpy
-from vrt_jax.placement import fetch, param_shardings, place, put_whole_batch, replicate
+from vrt_jax.placement import fetch, place_params, put_whole_batch, replicate
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,7 @@ class Predictor:
     self._key = replicate(key, mesh) if mesh else key
     self._mesh = mesh
     self._graphdef, params = nnx.split(loaded.model)
-    self._params = (
-      place(params, param_shardings(params, mesh)) if mesh else with_layers_apart(params)
-    )
+    self._params = place_params(params, mesh) if mesh else with_layers_apart(params)
     tokenizer = loaded.tokenizer
     self._ids = TokenIds(
       seg=tokenizer.seg_id,

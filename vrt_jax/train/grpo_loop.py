@@ -18,7 +18,7 @@ from vrt_jax.cores import usable_cores
 from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.data.pipeline import BatchIterator
 from vrt_jax.generate.decode import GenerationInputs
-from vrt_jax.placement import batch_shardings, param_shardings, place, replicate
+from vrt_jax.placement import batch_shardings, place, place_params, replicate
 from vrt_jax.rl.groups import (
   Groups,
   advantages_of,
@@ -176,7 +176,7 @@ class Sampler:
   def _rollout(self, trainable: nnx.State, inputs: GenerationInputs, key: Array) -> Rollout:
     """Samples, divided over the mesh of training as the prompts are."""
     mesh = self._rollout_mesh
-    trainable = place(trainable, param_shardings(trainable, mesh))
+    trainable = place_params(trainable, mesh)
     prompts = place(inputs, batch_shardings(inputs, mesh))
     rollout = self._roll(trainable, self._frozen, prompts, replicate(key, mesh))
     return place(rollout, batch_shardings(rollout, self._mesh))

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from vrt_jax.models.sa2va import Sa2VA
 from vrt_jax.models.stacks import with_layers_apart
-from vrt_jax.placement import param_shardings, place, replicate
+from vrt_jax.placement import place_params, replicate
 from vrt_jax.train.optim import Filter
 
 
@@ -38,7 +38,7 @@ class Frozen:
 
   def on(self, mesh: Mesh) -> "Frozen":
     """The same on another mesh of the same devices."""
-    return self.replace(params=place(self.params, param_shardings(self.params, mesh)))
+    return self.replace(params=place_params(self.params, mesh))
 
   def apart(self) -> "Frozen":
     """The same for rollouts, see `with_layers_apart`."""
@@ -60,8 +60,8 @@ def create_state(
   dtype = jnp.dtype(model.config.compute_dtype)
   frozen = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, frozen)
   train_params = jax.tree.map(lambda x: x.astype(jnp.float32), train_params)
-  train_params = place(train_params, param_shardings(train_params, mesh))
-  frozen = place(frozen, param_shardings(frozen, mesh))
+  train_params = place_params(train_params, mesh)
+  frozen = place_params(frozen, mesh)
   opt_state = jax.tree.map(  # moments are placed like their parameters, the rest everywhere
     lambda x: x if _is_on(mesh, x) else replicate(x, mesh),
     optimizer.init(train_params),
