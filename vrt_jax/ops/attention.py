@@ -1,9 +1,8 @@
 """Scaled dot-product attention with grouped heads that never holds a [T, S] score matrix.
 
-On TPUs long sequences go through the splash kernel, on GPUs through cuDNN's flash attention where
-it knows their kind of mask, on a CPU as `vrt_jax.ops.cpu_attention` says. Elsewhere queries are
-processed in chunks against all keys; a chunk's scores are recomputed in the backward pass, so
-memory grows with chunk * S.
+On TPUs long sequences go through the splash kernel, on GPUs through cuDNN's (`ops.flash`), on a CPU
+as `vrt_jax.ops.cpu_attention` says. Elsewhere queries are processed in chunks against all keys; a
+chunk's scores are recomputed in the backward pass, so memory grows with chunk * S.
 """
 
 import jax
@@ -13,13 +12,12 @@ from jaxtyping import Float
 
 from vrt_jax.ops.attention_mask import MASKED, AttentionMask
 from vrt_jax.ops.cpu_attention import all_heads, cpu_attention, is_short
+from vrt_jax.ops.flash import flash, flash_knows
 from vrt_jax.ops.sharding import on_one_cpu, on_tpu, platform
 from vrt_jax.ops.splash import splash
 
 MAX_UNCHUNKED = 1024
 QUERY_CHUNK = 256
-CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
-CUDNN_MAX_HEAD = 128
 
 
 def _attend(q: Array, k: Array, v: Array, mask: AttentionMask | None, scale: float) -> Array:
@@ -30,13 +28,6 @@ def _attend(q: Array, k: Array, v: Array, mask: AttentionMask | None, scale: flo
   return jnp.einsum("bkgts,bskh->btkgh", probs, v)
 
 
-def cudnn_knows(q: Array, k: Array, mask: AttentionMask | None) -> bool:
-  """Whether cuDNN computes it without a mask in memory: whole or causal, 16 bits, small heads."""
-  t, h = q.shape[1], q.shape[-1]
-  plain = mask is None or (mask.from_start and t == k.shape[1])
-  return plain and q.dtype in CUDNN_DTYPES and h <= CUDNN_MAX_HEAD and h % 8 == 0
-
-
 def attention(
   q: Float[Array, "B T N H"],
   k: Float[Array, "B S K H"],
@@ -44,7 +35,7 @@ def attention(
   mask: AttentionMask | None = None,
 ) -> Float[Array, "B T N H"]:
   """softmax(q k^T / sqrt(H)) v, N a multiple of K; scores and softmax in float32."""
-  b, t, n, h = q.shape
+  t = q.shape[1]
   if on_one_cpu():
     return cpu_attention(q, k, v, mask)
   if platform() == "cpu" and is_short(t, k.shape[1]):
@@ -53,9 +44,14 @@ def attention(
     segments = (None, None) if mask is None else (mask.q_segments, mask.kv_segments)
     causal = mask is not None and mask.from_start
     return splash(q, k, v, *segments, causal)
-  if t > MAX_UNCHUNKED and platform() == "gpu" and cudnn_knows(q, k, mask):
-    return jax.nn.dot_product_attention(q, k, v, is_causal=mask is not None, implementation="cudnn")
+  if flash_knows(q):
+    return flash(q, k, v, mask, lambda q, k, v: in_chunks(q, k, v, mask))
+  return in_chunks(q, k, v, mask)
 
+
+def in_chunks(q: Array, k: Array, v: Array, mask: AttentionMask | None) -> Array:
+  """`attention` in JAX's own operations, on any platform."""
+  b, t, n, h = q.shape
   num_kv, scale = k.shape[2], h**-0.5
   q = q.reshape(b, t, num_kv, n // num_kv, h)
   if t <= MAX_UNCHUNKED:

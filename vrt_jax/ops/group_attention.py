@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int32
 
 from vrt_jax.ops.attention import MAX_UNCHUNKED, QUERY_CHUNK, attention
 from vrt_jax.ops.attention_mask import MASKED, AttentionMask
+from vrt_jax.ops.flash import flash_knows, packed_flash
 from vrt_jax.ops.sharding import on_tpu
 from vrt_jax.ops.splash import packed_splash
 
@@ -26,7 +27,7 @@ class PackedMask:
   """
 
   prompt_mask: Bool[Array, "B P"]
-  """True where the prompt has a token."""
+  """True where the prompt has a token; padding comes last."""
   group_size: int = struct.field(pytree_node=False)
 
 
@@ -46,6 +47,8 @@ def packed_attention(
   prompt, groups = mask.prompt_mask.shape[1], mask.group_size
   if on_tpu() and t > MAX_UNCHUNKED if kernel is None else kernel:
     return packed_splash(q, k, v, mask.prompt_mask, groups, interpret=not on_tpu())
+  if flash_knows(q):
+    return packed_flash(q, k, v, mask.prompt_mask, groups)
 
   def runs(x: Array) -> Array:
     return x[:, prompt:].reshape(b, groups, -1, *x.shape[2:])
