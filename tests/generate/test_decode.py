@@ -16,7 +16,7 @@ from vrt_jax.generate.decode import GenerationInputs, TokenIds, store_seg_states
 from vrt_jax.generate.generation import Generation, generate, write_text
 from vrt_jax.generate.sampling import Sampling
 from vrt_jax.models.qwen3_vl import text
-from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache
+from vrt_jax.models.qwen3_vl.cache import GroupCache, KVCache, LayerCache
 from vrt_jax.models.sa2va import Sa2VA, gather_positions
 from vrt_jax.types import TextInputs, VisionInputs
 
@@ -113,11 +113,14 @@ def test_greedy_equals_a_full_forward_pass_for_every_token():
   assert (tokens[0] != tokens[1]).any()
 
 
-@pytest.mark.parametrize("stages, read", [(1, {None}), (3, {2, 5, NEW_TOKENS})])
-def test_layers_one_by_one_and_in_a_scan_say_the_same(monkeypatch, stages, read):
-  """CPUs decode in one form, accelerators in the other, TPUs in loops that read ever more slots."""
+@pytest.mark.parametrize(
+  "platform, stages, read",
+  [("gpu", 1, {None}), ("tpu", 1, {None}), ("tpu", 3, {2, 5, NEW_TOKENS})],
+)
+def test_every_platform_says_the_same(monkeypatch, platform, stages, read):
+  """CPUs and GPUs have layers one by one, TPUs a scan, and loops that read ever more slots."""
   token_ids = ids(allowed=(ids().seg, 40, 41))
-  assert isinstance(decoding_cache(), tuple)
+  assert isinstance(decoding_cache()[0], LayerCache)
   expected = run(token_ids)
   seen, attend = set(), GroupCache.attend
 
@@ -129,9 +132,12 @@ def test_layers_one_by_one_and_in_a_scan_say_the_same(monkeypatch, stages, read)
   monkeypatch.setattr(decode, "on_tpu", lambda: stages > 1)
   monkeypatch.setattr(decode, "STAGES", stages)
   monkeypatch.setattr(decode, "MIN_STAGED", NEW_TOKENS)
-  monkeypatch.setattr(text, "platform", lambda: "gpu")
+  monkeypatch.setattr(text, "platform", lambda: platform)
   jax.clear_caches()
-  assert isinstance(decoding_cache(), GroupCache)
+  cache = decoding_cache()
+  layers = [cache] if platform == "tpu" else cache
+  assert all(isinstance(layer, GroupCache) for layer in layers)
+  assert sum(len(layer.k) for layer in layers) == tiny.MODEL.text.num_layers
   out = run(token_ids)
   jax.clear_caches()
   assert seen == read

@@ -36,20 +36,21 @@ def test_without_a_mesh_nothing_is_constrained():
   assert "sharding_constraint" not in str(jax.make_jaxpr(group_cache)())
 
 
-@pytest.mark.parametrize("by_layer", [True, False])
-def test_only_a_layers_own_cache_is_written_without_a_conversion_of_all_of_it(by_layer):
+@pytest.mark.parametrize("for_cpus", [True, False])
+def test_only_a_layers_own_cache_is_written_without_a_conversion_of_all_of_it(for_cpus):
   """The compiler converts the whole of an array of 16 bits to write a slot."""
   whole = group_cache(jnp.bfloat16)
-  cache, layer = (whole.by_layer()[0], None) if by_layer else (whole, 0)
+  cache = whole.for_cpus()[0] if for_cpus else whole
   heads, width = tiny.MODEL.text.num_kv_heads, tiny.MODEL.text.head_dim
   new = jnp.ones((ROWS, 2, heads, width), jnp.bfloat16)
-  compiled = jax.jit(type(cache).write).lower(cache, layer, 1, new, new).compile().as_text()
+  compiled = jax.jit(type(cache).write).lower(cache, 0, 1, new, new).compile().as_text()
   shape = ",".join(map(str, cache.k.shape))
   assert f"f32[{shape}]" in compiled
-  assert (f"bf16[{shape}]" in compiled) != by_layer
+  assert (f"bf16[{shape}]" in compiled) != for_cpus
 
 
-def test_a_layers_own_cache_gives_the_same_attention_in_16_bits():
+@pytest.mark.parametrize("form", ["for_cpus", "by_layer"])
+def test_a_layers_own_cache_gives_the_same_attention_in_16_bits(form):
   rng = np.random.default_rng(0)
   text = tiny.MODEL.text
 
@@ -64,14 +65,14 @@ def test_a_layers_own_cache_gives_the_same_attention_in_16_bits():
   )
   new = [drawn(ROWS, 2, text.num_kv_heads, text.head_dim) for _ in range(2)]
   q = drawn(ROWS, 2, text.num_heads, text.head_dim)
-  for layer, own in enumerate(whole.by_layer()):
-    out = own.write(None, 2, *new).attend(None, 2, q)
+  for layer, own in enumerate(getattr(whole, form)()):
+    out = own.write(0, 2, *new).attend(0, 2, q)
     expected = whole.write(layer, 2, *new).attend(layer, 2, q)
     assert out.dtype == expected.dtype == jnp.bfloat16
     np.testing.assert_allclose(
       out.astype(jnp.float32), expected.astype(jnp.float32), rtol=0.01, atol=0.01
     )
-    wrong = own.write(None, 1, *new).attend(None, 2, q)
+    wrong = own.write(0, 1, *new).attend(0, 2, q)
     assert np.abs(np.asarray(wrong - expected, np.float32)).max() > 0.1
 
 

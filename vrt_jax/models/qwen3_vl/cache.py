@@ -73,7 +73,18 @@ class GroupCache:
     empty = _empty((layers, b, group_size, num_slots, heads, width), prompt.k.dtype)
     return cls(prompt, prompt_mask, empty, empty)
 
-  def by_layer(self) -> tuple["LayerCache", ...]:
+  def by_layer(self) -> tuple["GroupCache", ...]:
+    """A cache of one layer for each."""
+    return tuple(
+      self.replace(
+        prompt=jax.tree.map(lambda x, i=i: x[i : i + 1], self.prompt),
+        k=self.k[i : i + 1],
+        v=self.v[i : i + 1],
+      )
+      for i in range(self.k.shape[0])
+    )
+
+  def for_cpus(self) -> tuple["LayerCache", ...]:
     """The same, each layer by itself; new keys and values are float32.
 
     CPUs would convert an array of 16 bits as a whole to write a slot of it.
@@ -134,7 +145,7 @@ class LayerCache:
   v: Float32[Array, "BGK H S"]
 
   def write(
-    self, layer: None, slot: ArrayLike, k: Float[Array, "B G K H"], v: Float[Array, "B G K H"]
+    self, layer: int, slot: ArrayLike, k: Float[Array, "B G K H"], v: Float[Array, "B G K H"]
   ) -> "LayerCache":
     """As of GroupCache."""
     k, v = (x.reshape(-1, x.shape[-1], 1) for x in (k, v))
@@ -142,7 +153,7 @@ class LayerCache:
     return self.replace(k=_replace(self.k, k, start), v=_replace(self.v, v, start))
 
   def attend(
-    self, layer: None, slot: ArrayLike, q: Float[Array, "B G N H"], mask: None = None
+    self, layer: int, slot: ArrayLike, q: Float[Array, "B G N H"], mask: None = None
   ) -> Float[Array, "B G N H"]:
     """As of GroupCache."""
     prompt = self.prompt_k, self.prompt_v, self.prompt_mask

@@ -32,7 +32,7 @@ from vrt_jax.ops.sharding import (
 )
 from vrt_jax.ops.splash import RESIDUALS
 
-DecodingCache = GroupCache | tuple[LayerCache, ...]
+DecodingCache = GroupCache | tuple[GroupCache, ...] | tuple[LayerCache, ...]
 """Of all layers in one, or of each layer by itself."""
 UNROLLED = 4
 """So few layers stand one by one on CPUs, where a scan stacks and copies what the backward pass
@@ -141,20 +141,22 @@ class TextDecoder(nnx.Module):
     """A copy for `next_states` and its cache, made once before the loop over tokens.
 
     Weights that the fsdp axis divides are gathered, instead of once a token, and the tensor axis
-    divides the head's rows. For CPUs layers stand one by one: a scan copies a layer's weights
-    before it multiplies a vector by them.
+    divides the head's rows. But for TPUs layers stand one by one: a scan copies a layer's weights
+    before it multiplies a vector by them, at every token. The copies of a GPU are made here, so
+    that decoding holds the layers twice.
     """
     copy = nnx.merge(*nnx.split(self))
-    copy.layers = with_whole_weights(copy.layers)
     head = copy.embed_tokens if copy.lm_head is None else copy.lm_head
     head.weight.set_value(rows_by_tensor(head.weight[...]))
-    if platform() != "cpu":
+    if platform() == "tpu":
+      copy.layers = with_whole_weights(copy.layers)
       return copy, cache
     graphdef, state = nnx.split(copy.layers)
     copy.layers = nnx.List(
-      nnx.merge(graphdef, layer_of(state, i)) for i in range(self.config.num_layers)
+      with_whole_weights(nnx.merge(graphdef, layer_of(state, i)))
+      for i in range(self.config.num_layers)
     )
-    return copy, cache.by_layer()
+    return copy, cache.for_cpus() if platform() == "cpu" else cache.by_layer()
 
   def next_states(
     self,
@@ -173,7 +175,7 @@ class TextDecoder(nnx.Module):
     rope = mrope_cos_sin(position_ids, config.head_dim, config.rope_theta, config.mrope_section)
     x, written = inputs_embeds, []
     for layer, own in zip(self.layers, cache, strict=True):
-      x, own = layer(constrain_batch(x), rope, None, CacheSlice(own, None, slot), None)
+      x, own = layer(constrain_batch(x), rope, None, CacheSlice(own, 0, slot), None)
       x = jax.lax.optimization_barrier(x)  # rounded to its dtype, as a scan's carry is
       written.append(own)
     return x, tuple(written)

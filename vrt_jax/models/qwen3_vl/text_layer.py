@@ -5,6 +5,7 @@ from functools import partial
 import jax
 from flax import nnx, struct
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Float, Int32, Key
 
 from vrt_jax.config import LoraConfig, TextConfig
@@ -26,7 +27,7 @@ class CacheSlice:
   """Where a layer reads and writes: the cache, its layer in it and the first new slot."""
 
   cache: Cache
-  layer: Int32[Array, ""] | None
+  layer: ArrayLike
   slot: Int32[Array, ""]
 
 
