@@ -64,7 +64,7 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
   )
   if batch % rows:
     raise ValueError(f"a batch of {batch} does not divide over data x fsdp = {rows}")
-  tokens, patches = _first_bucket(args.program, config)
+  tokens, patches = first_bucket(args.program, config)
   bucket = (args.tokens or tokens, patches)
 
   started = time.perf_counter()
@@ -74,7 +74,7 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
   if args.hlo:
     args.hlo.write_text(text)
   program = Program(text)
-  flops = _model_flops(args.program, config, bucket)
+  flops = program_flops(args.program, config, bucket)
   text_pairs = _text_pairs(args.program, config, bucket[0])
   moved = aot_report.collectives(program)
   found = aot_report.costs(program, chip, text_pairs)
@@ -102,13 +102,15 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
   }
 
 
-def _first_bucket(program: str, config: TrainConfig) -> tuple[int, int]:
+def first_bucket(program: str, config: TrainConfig) -> tuple[int, int]:
+  """(tokens, patches) of the recipe's smallest inputs of a program."""
   prompts = config.eval.prompt_buckets
   buckets = {"sft": config.data.buckets, "prefill": prompts, "decode": prompts}
   return buckets.get(program, config.grpo.prompt_buckets)[0]
 
 
-def _model_flops(program: str, config: TrainConfig, bucket: tuple[int, int]):
+def program_flops(program: str, config: TrainConfig, bucket: tuple[int, int]):
+  """Model FLOPs of a program for one sample, for rollout and grpo one prompt: a StepFlops."""
   from scripts import model_flops
 
   trainable, model, grpo = config.optim.trainable, config.model, config.grpo

@@ -26,16 +26,21 @@ from vrt_jax.train.state import Frozen, TrainState
 from vrt_jax.train.update import Step
 from vrt_jax.types import Batch, Targets, TextInputs, VisionInputs
 
-IDS = TokenIds(seg=0, end=0, pad=0, forbidden=())
-"""Which ids they are changes nothing of a program's cost."""
+IDS = TokenIds(seg=-1, end=-1, pad=0, forbidden=())
+"""No token is [SEG] or ends a sample, which changes nothing of what a program costs at most."""
 
 
 @dataclass(frozen=True)
 class Lowered:
-  """A program before compilation, and its arguments by part."""
+  """A program before compilation, its arguments, and those by part."""
 
   lowered: jax.stages.Lowered
+  args: tuple[object, ...]
   parts: dict[str, object]
+
+
+def _lowered(function: Callable, args: tuple[object, ...], parts: dict[str, object]) -> Lowered:
+  return Lowered(function.lower(*args), args, parts)
 
 
 def topology_mesh(topology: str, config: MeshConfig) -> Mesh:
@@ -146,7 +151,7 @@ def _lowered_step(
     "optimizer": state.opt_state,
     "batch": data,
   }
-  return Lowered(step.lower(state, frozen, data, _key(mesh)), parts)
+  return _lowered(step, (state, frozen, data, _key(mesh)), parts)
 
 
 def _key(mesh: Mesh) -> jax.ShapeDtypeStruct:
@@ -186,7 +191,7 @@ def lower_prefill(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int
   graphdef, params = _merged_parameters(config, mesh)
   prompts = _prompts(config, mesh, batch, bucket)
   parts = {"parameters": params, "batch": prompts}
-  return Lowered(jax.jit(_prefill(config, mesh, graphdef)).lower(params, prompts), parts)
+  return _lowered(jax.jit(_prefill(config, mesh, graphdef)), (params, prompts), parts)
 
 
 def lower_decode(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]) -> Lowered:
@@ -205,7 +210,7 @@ def lower_decode(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int,
     "cache": state.cache,
     "state": (state.replace(cache=None), logits),
   }
-  return Lowered(jax.jit(run, donate_argnums=1).lower(params, state, logits), parts)
+  return _lowered(jax.jit(run, donate_argnums=1), (params, state, logits), parts)
 
 
 def _rows(tree: object, mesh: Mesh, axis: int = 0) -> object:
@@ -245,7 +250,7 @@ def lower_rollout(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int
     "trained parameters": state.trainable,
     "batch": prompts,
   }
-  return Lowered(rollout.lower(state.trainable, frozen, prompts, _key(mesh)), parts)
+  return _lowered(rollout, (state.trainable, frozen, prompts, _key(mesh)), parts)
 
 
 def grpo_batch(

@@ -12,6 +12,7 @@ import jax
 from scripts.chips import GIB, Chip
 from scripts.hlo import COLLECTIVES, Program
 from scripts.hlo_text import Computation, Instruction
+from scripts.vector_ops import vector_ops
 
 _ASYNC_COPIES = ("copy-start", "copy-done", "slice-start", "slice-done")
 
@@ -162,21 +163,26 @@ class Cost:
 
   instruction: Instruction
   flops: float
+  vector_ops: float
   hbm_bytes: float
   chip: Chip
 
   @property
-  def arithmetic_seconds(self) -> float:
-    """At the peak of matrix products."""
-    return self.flops / self.chip.peak_flops
+  def bounds(self) -> dict[str, float]:
+    """Seconds of memory, of matrix products and of elementwise operations."""
+    return {
+      "memory": self.hbm_bytes / self.chip.hbm_bytes_per_second,
+      "arithmetic": self.flops / self.chip.peak_flops,
+      "vector": self.vector_ops / self.chip.vector_ops_per_second,
+    }
 
   @property
   def seconds(self) -> float:
-    """The slower of arithmetic and memory; 0 for copies and collectives, which run beside."""
+    """The slowest of the three; 0 for copies and collectives, which run beside."""
     kind = self.instruction.opcode.removesuffix("-start").removesuffix("-done")
     if self.instruction.opcode in _ASYNC_COPIES or kind in COLLECTIVES:
       return 0.0
-    return max(self.arithmetic_seconds, self.hbm_bytes / self.chip.hbm_bytes_per_second)
+    return max(self.bounds.values())
 
   @property
   def source(self) -> str:
@@ -192,6 +198,7 @@ def costs(program: Program, chip: Chip, text_pairs: float) -> list[Cost]:
     Cost(
       instruction,
       times * (program.flops(computation, instruction) + kernel_flops(instruction, text_pairs)),
+      times * vector_ops(program, computation, instruction),
       times * program.hbm_bytes(computation, instruction),
       chip,
     )
@@ -210,14 +217,14 @@ def costliest(found: Sequence[Cost], count: int = 5) -> list[dict]:
   result = []
   for source, group in lines[:count]:
     seconds = sum(c.seconds for c in group)
-    arithmetic = sum(c.arithmetic_seconds for c in group)
+    bounds = {name: sum(c.bounds[name] for c in group) for name in group[0].bounds}
     moved = sum(c.hbm_bytes for c in group)
     result.append(
       {
         "operation": source,
         "seconds": round(seconds, 4),
         "share": round(seconds / total, 3) if total else 0.0,
-        "bound": "arithmetic" if arithmetic > seconds / 2 else "memory",
+        "bound": max(bounds, key=bounds.get),
         "flops_a_byte": round(sum(c.flops for c in group) / moved, 1) if moved else None,
       }
     )
@@ -230,7 +237,7 @@ def roofline(
   model_flops: float,
   moved: Mapping[str, Mapping[str, float]],
 ) -> dict:
-  """An estimate of the step from published peaks: each operation at the slower of its two bounds.
+  """An estimate of the step from published peaks: each operation at its slowest bound.
 
   `overlapped`: collectives and copies run beside the operations; `serial`: after them.
   `flops_a_byte`: arithmetic intensity; above `ridge_flops_a_byte` arithmetic is the limit.

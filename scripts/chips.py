@@ -1,4 +1,4 @@
-"""TPU chips: published peaks, and what a program's operations take by them."""
+"""Published peaks of TPUs and GPUs."""
 
 from dataclasses import dataclass
 
@@ -16,13 +16,32 @@ class Chip:
   hbm_bytes_per_second: float
   ici_bytes_per_second: float
   """Between chips of a slice, all links of a chip together, one direction."""
+  vector_ops_per_second: float
+  """Elementwise: 8 x 128 lanes a core, four operations a lane and cycle, at the clock at which the
+  matrix units have the published peak."""
 
 
 CHIPS = {
-  "v5e": Chip("v5e", 197e12, 16 * GIB, 819e9, 200e9),
-  "v5p": Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9),
-  "v6e": Chip("v6e", 918e12, 32 * GIB, 1640e9, 448e9),
+  "v5e": Chip("v5e", 197e12, 16 * GIB, 819e9, 200e9, 4096 * 1.5e9),
+  "v5p": Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 2 * 4096 * 1.75e9),
+  "v6e": Chip("v6e", 918e12, 32 * GIB, 1640e9, 448e9, 4096 * 1.75e9),
 }
+
+PEAKS = {
+  "TPU v5 lite": CHIPS["v5e"].peak_flops,
+  "TPU v5": CHIPS["v5p"].peak_flops,
+  "TPU v6 lite": CHIPS["v6e"].peak_flops,
+  "NVIDIA A100": 312e12,
+  "NVIDIA H100": 989e12,
+  "NVIDIA H200": 989e12,
+}
+"""bfloat16 FLOP/s by the start of a JAX device's kind; of GPUs NVIDIA's figures (SXM, dense)."""
+
+
+def peak_of(device_kind: str) -> float | None:
+  """The published bfloat16 FLOP/s of a device, None where it is not known here."""
+  names = [name for name in PEAKS if device_kind.startswith(name)]
+  return PEAKS[max(names, key=len)] if names else None
 
 
 def chip_of(topology: str) -> Chip:

@@ -92,8 +92,8 @@ def test_the_loop_over_tokens_goes_on_from_a_prefill():
 
 @pytest.mark.parametrize("program", aot_programs.PROGRAMS)
 def test_every_program_has_a_bucket_and_flops(program):
-  bucket = aot._first_bucket(program, CONFIG)
-  assert aot._model_flops(program, CONFIG, bucket).total > 0
+  bucket = aot.first_bucket(program, CONFIG)
+  assert aot.program_flops(program, CONFIG, bucket).total > 0
 
 
 def test_pairs_of_tokens_are_those_of_the_attention_masks():

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Key
 from vrt_jax.config import LoraConfig
 from vrt_jax.models.layers import Axes, Linear, param
 from vrt_jax.ops.linear import low_rank
+from vrt_jax.ops.random_bits import random_bits
 from vrt_jax.ops.sharding import constrain_batch
 
 LINEAR = "linear"
@@ -32,13 +33,13 @@ def draw_dropouts(
 ) -> list[Dropout]:
   """`count` (1 to 4) independent dropouts of arrays of one shape [B, .., D].
 
-  They share one random word an element, of which each takes 16 bits or, where there are more than
+  They share a random word an element, of which each takes 16 bits or, where there are more than
   two, 32 // count. The rate is rounded to them: 0.0498 instead of 0.05 for three. Drawn once and
   kept as a byte an element, since XLA would draw again in every operation that uses a mask.
   """
   width = min(16, 32 // count)
   dropped = round(rate * 2**width)
-  words = jax.random.bits(key, shape, jnp.uint32)
+  words = random_bits(key, shape, jnp.uint16 if count == 1 else jnp.uint32)
   fields = [(words >> (n * width)) & (2**width - 1) for n in range(count)]
   flags = sum((field >= dropped).astype(jnp.uint8) << n for n, field in enumerate(fields))
   flags = jax.lax.optimization_barrier(constrain_batch(flags))
