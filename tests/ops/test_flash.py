@@ -75,6 +75,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     return ours(q, k, v, **kind)
 
   monkeypatch.setattr(jax.nn, "dot_product_attention", stands_for_cudnn)
+  monkeypatch.setattr(flash, "compute_capability", lambda: 9.0)
   for part in (sharding, module, flash):
     monkeypatch.setattr(part, "platform", lambda: "gpu")
   return calls
@@ -107,18 +108,31 @@ def test_a_row_without_a_picture_is_finite(kernel):
   assert kernel
 
 
-@pytest.mark.parametrize("case", ["float32", "wide heads", "short", "a cache"])
-def test_what_the_kernel_does_not_know_goes_elsewhere(kernel, case):
+@pytest.mark.parametrize("case", ["float32", "wide heads", "short", "a cache", "an old GPU"])
+def test_what_the_kernel_does_not_know_goes_elsewhere(kernel, monkeypatch, case):
   q, k, v = arrays(jnp.float32 if case == "float32" else jnp.bfloat16)
   if case == "wide heads":
     q, k, v = (jnp.concatenate([x] * 3, axis=-1) for x in (q, k, v))
   elif case == "short":
     q, k, v = (x[:, :127] for x in (q, k, v))
   mask = MASKS["causal"] if case == "float32" else None
+  if case == "an old GPU":
+    monkeypatch.setattr(flash, "compute_capability", lambda: 7.5)
   if case == "a cache":
     mask = AttentionMask(TOKENS, TOKENS, jnp.arange(T))
   assert np.isfinite(np.asarray(attention(q, k, v, mask), np.float32)).all()
   assert not kernel
+
+
+@pytest.mark.parametrize(("name", "found"), [("9.0", 9.0), ("12.1", 12.1), ("gfx90a", 0.0)])
+def test_what_a_gpu_can_do(monkeypatch, name, found):
+  class Device:
+    compute_capability = name
+
+  monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+  assert flash.compute_capability() == found
+  monkeypatch.setattr(jax, "local_devices", lambda: [object()])
+  assert flash.compute_capability() == 0.0
 
 
 def test_completions_go_behind_their_prompts(kernel, monkeypatch):

@@ -22,10 +22,21 @@ Attention = Callable[[Array, Array, Array], Array]
 
 
 def flash_knows(q: Array) -> bool:
-  """Whether the program is for a GPU, has sequences worth it, and cuDNN multiplies such queries."""
+  """Whether the program is for a GPU with kernels that know such queries and are worth it.
+
+  NVIDIA's from compute capability 8.0 on (A100) have them.
+  """
   t, h = q.shape[1], q.shape[-1]
   fits = q.dtype in DTYPES and h <= MAX_HEAD_DIM and h % 8 == 0
-  return platform() == "gpu" and t >= MIN_TOKENS and fits
+  return platform() == "gpu" and t >= MIN_TOKENS and fits and compute_capability() >= 8
+
+
+def compute_capability() -> float:
+  """Of this process's GPUs; 0 where they are no NVIDIA's."""
+  try:
+    return float(jax.local_devices()[0].compute_capability)
+  except (AttributeError, ValueError):
+    return 0.0
 
 
 def flash(
