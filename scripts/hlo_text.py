@@ -20,12 +20,24 @@ class ArrayType:
 
   dtype: str
   shape: tuple[int, ...]
-  in_hbm: bool
+  layout: str = ""
+  """Dimensions from the innermost on, tiles and memory, as in the program: 1,0:T(8,128)S(1)."""
+
+  @property
+  def in_hbm(self) -> bool:
+    """Whether it lies in the chip's large memory."""
+    return "S(" not in self.layout
 
   @property
   def nbytes(self) -> int:
-    """Size without padding."""
-    return DTYPE_BYTES.get(self.dtype, 0) * math.prod(self.shape)
+    """Size in memory: the two innermost dimensions fill whole tiles, of 8 x 128 mostly."""
+    sizes = list(self.shape)
+    tile = re.search(r"T\((\d+),(\d+)\)", self.layout)
+    order = [int(n) for n in self.layout.partition(":")[0].split(",") if n]
+    if tile and len(order) > 1:
+      for dimension, multiple in zip(order, (int(tile[2]), int(tile[1])), strict=False):
+        sizes[dimension] += -sizes[dimension] % multiple
+    return DTYPE_BYTES.get(self.dtype, 0) * math.prod(sizes)
 
 
 @dataclass
@@ -80,7 +92,7 @@ def parse_instruction(line: str) -> Instruction | None:
   if not opcode:
     return None
   types = [
-    ArrayType(m[1], tuple(int(n) for n in m[2].split(",") if n), "S(" not in (m[3] or ""))
+    ArrayType(m[1], tuple(int(n) for n in m[2].split(",") if n), m[3] or "")
     for m in _ARRAY.finditer(rest[: opcode.start(1)])
   ]
   depth, end = 1, opcode.end()

@@ -1,9 +1,11 @@
 """Rotary embeddings: axis order, relative positions and float32 angles."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vrt_jax.ops import rope
 from vrt_jax.ops.rope import apply_rope, mrope_axes, mrope_cos_sin, vision_cos_sin
 
 
@@ -60,3 +62,29 @@ def test_scores_depend_on_distance_only():
 def test_dtype_is_kept():
   x = jnp.ones((1, 1, 1, 4), jnp.bfloat16)
   assert apply_rope(x, jnp.ones((1, 1, 2)), jnp.zeros((1, 1, 2))).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_tpus_turn_halves_by_a_product(monkeypatch, dtype):
+  """Values and gradients; the program of a TPU has no halves."""
+  x, weights = (
+    jnp.asarray(np.random.default_rng(seed).normal(size=(2, 5, 3, 8)), dtype) for seed in (0, 1)
+  )
+  angles = jnp.linspace(0.0, 3.0, 2 * 5 * 4).reshape(2, 5, 4)
+
+  def run() -> tuple[list[np.ndarray], str]:
+    def loss(x):
+      out = apply_rope(x, jnp.cos(angles), jnp.sin(angles))
+      return jnp.sum((out * weights).astype(jnp.float32)), out
+
+    grads, out = jax.grad(loss, has_aux=True)(x)
+    return [np.asarray(y, np.float32) for y in (out, grads)], str(jax.make_jaxpr(loss)(x))
+
+  expected, program = run()
+  assert "dot_general" not in program
+  monkeypatch.setattr(rope, "on_tpu", lambda: True)
+  found, program = run()
+  assert "dot_general" in program and "split" not in program
+  limit = 1e-6 if dtype == jnp.float32 else 0.02
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=limit, atol=limit)

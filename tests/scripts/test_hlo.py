@@ -53,8 +53,8 @@ ENTRY %main (a: (s32[], f32[8,8], f32[4,8,8])) -> f32[8,8] {
   ROOT %result = f32[8,8]{1,0:T(8,128)} get-tuple-element(%loop), index=1
 }
 """  # noqa: E501
-MATRIX = 8 * 8 * 4
-"""Bytes of f32[8,8]."""
+MATRIX = 8 * 128 * 4
+"""Bytes of f32[8,8], whose rows are padded to 128."""
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,20 @@ ENTRY %main (x: f32[2,16,32,1], k: f32[8,4,32,1]) -> f32[2,16,8,4] {
   program = Program(text)
   computation, instruction, _ = find(program, "y")
   assert program.flops(computation, instruction) == 2 * (2 * 16) * (8 * 4) * 32
+
+
+@pytest.mark.parametrize(
+  ("kind", "elements"),
+  [
+    ("f32[3,8,8]{2,1,0:T(8,128)}", 3 * 8 * 128),
+    ("f32[3,8,8]{0,2,1:T(8,128)}", 8 * 8 * 128),  # rows of the first dimension
+    ("f32[1,64]{1,0:T(1,128)}", 128),
+    ("f32[5,8,8]{2,1,0}", 5 * 8 * 8),
+    ("f32[100]{0:T(128)}", 100),
+  ],
+)
+def test_an_array_fills_whole_tiles(kind, elements):
+  assert parse_instruction(f"  %x = {kind} parameter(0)").types[0].nbytes == 4 * elements
 
 
 def test_bytes_in_hbm(program):
@@ -298,7 +312,7 @@ ENTRY %main (t: f32[64,8], h: f32[1,8]) -> f32[1,64] {
 def test_a_matrix_that_an_inner_fusion_hands_on_is_read():
   program = Program(HEAD)
   computation, instruction, _ = find(program, "head")
-  assert program.hbm_bytes(computation, instruction) == 64 * 8 * 4
+  assert program.hbm_bytes(computation, instruction) == 64 * 128 * 4  # rows of 8 are padded
 
 
 PREFETCHED = """
@@ -348,7 +362,7 @@ def test_a_buffer_and_the_end_of_a_collective_that_fills_it_move_nothing_more():
   computation, instruction, _ = find(program, "buffer")
   assert program.hbm_bytes(computation, instruction) == 0
   computation, instruction, _ = find(program, "end.1")
-  assert program.hbm_bytes(computation, instruction) == 8 * 4 * 4  # its part
+  assert program.hbm_bytes(computation, instruction) == 8 * 128 * 4  # its part
 
 
 KEPT = """
@@ -388,7 +402,7 @@ ENTRY %main (a: (s32[], f32[8,4], f32[36,8,4])) -> (s32[], f32[8,4], f32[36,8,4]
 
 
 def test_activations_are_the_arrays_that_a_forward_loop_fills():
-  assert kept_activations(Program(KEPT)) == 36 * 8 * 4 * 4
+  assert kept_activations(Program(KEPT)) == 36 * 8 * 128 * 4
   assert kept_activations(Program(KEPT.replace("jvp()/while", "transpose(jvp())/while"))) == 0
   changed = KEPT.replace("dynamic-update-slice(%p.11, %value, %p.12, %p.12, %p.12)", "copy(%p.11)")
   assert kept_activations(Program(changed)) == 0

@@ -9,6 +9,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int32
 
+from vrt_jax.ops.sharding import on_tpu
+
 VISION_THETA = 1e4
 
 
@@ -66,7 +68,30 @@ def apply_rope(
   x: Float[Array, "B T N H"], cos: Float[Array, "B T H/2"], sin: Float[Array, "B T H/2"]
 ) -> Float[Array, "B T N H"]:
   """Rotates the pairs (x[i], x[i + H/2]) of every head, in float32; the dtype of x is kept."""
+  if on_tpu():
+    return _by_product(x, cos, sin)
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   cos, sin = cos[:, :, None], sin[:, :, None]  # [B, T, 1, H/2]
   rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return rotated.astype(x.dtype)
+
+
+def _by_product(x: Array, cos: Array, sin: Array) -> Array:
+  """The same with (-x[i + H/2], x[i]) from a product with a matrix of 0, 1 and -1, which is exact.
+
+  Halves of a head fill a half of a TPU's lanes, and are padded to all of them in memory; matrix
+  units are free at that time.
+  """
+  half = x.shape[-1] // 2
+  swap = np.zeros((2 * half, 2 * half), np.float32)
+  swap[np.arange(half) + half, np.arange(half)] = -1
+  swap[np.arange(half), np.arange(half) + half] = 1
+  turned = jnp.einsum(
+    "btnh,hj->btnj",
+    x,
+    swap.astype(x.dtype),
+    precision="highest" if x.dtype == jnp.float32 else None,  # else factors have 8 bits
+    preferred_element_type=jnp.float32,
+  )
+  cos, sin = (jnp.concatenate([y, y], axis=-1)[:, :, None] for y in (cos, sin))
+  return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
