@@ -6,21 +6,15 @@ For each mesh: the largest difference to one device, and how many sums over devi
 gradient the program has inside loops and outside of them.
 """
 
-import json
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vrt_jax.config import MeshConfig
+from tests.four_devices import run_on, write_found
 from vrt_jax.losses import token
-from vrt_jax.ops.sharding import BATCH_AXES, on_mesh
-from vrt_jax.runtime import make_mesh
+from vrt_jax.ops.sharding import BATCH_AXES
 
-MESHES = ((1, 4, 1), (2, 2, 1), (1, 2, 2))
 VOCABULARY, WIDTH = 15, 6
 
 
@@ -34,14 +28,11 @@ def gradients(mesh: Mesh | None) -> tuple[list[np.ndarray], str]:
   def total(hidden, head):
     return jnp.sum(token.token_logps(hidden, head, tokens, jnp.ones(tokens.shape, bool)))
 
-  def run(hidden, head):
-    with on_mesh(None if mesh is None else mesh.abstract_mesh):
-      return jax.grad(total, argnums=(0, 1))(hidden, head)
-
   placement = None
   if mesh is not None:
     rows, whole = (NamedSharding(mesh, PartitionSpec(axes)) for axes in (BATCH_AXES, None))
     hidden, head, placement = *jax.device_put((hidden, head), (rows, whole)), (rows, whole)
+  run = run_on(mesh, jax.grad(total, argnums=(0, 1)))
   program = jax.jit(run, out_shardings=placement).lower(hidden, head).compile()
   return [np.asarray(x) for x in program(hidden, head)], program.as_text()
 
@@ -56,18 +47,13 @@ def sums_of_head(program: str, parts: int) -> list[int]:
   return counts
 
 
-def main() -> None:
-  """All meshes."""
-  jax.config.update("jax_num_cpu_devices", 4)
-  token.LOGIT_BYTES = 1  # four chunks
-  expected, _ = gradients(None)
-  found = {}
-  for sizes in MESHES:
-    got, program = gradients(make_mesh(MeshConfig(*sizes)))
-    error = max(float(np.abs(a - b).max()) for a, b in zip(got, expected, strict=True))
-    found["x".join(map(str, sizes))] = [error, *sums_of_head(program, sizes[2])]
-  Path(sys.argv[1]).write_text(json.dumps(found))
+def measure(mesh: Mesh) -> list:
+  """The largest difference, and the sums inside loops and outside of them."""
+  (got, program), (expected, _) = gradients(mesh), gradients(None)
+  error = max(float(np.abs(a - b).max()) for a, b in zip(got, expected, strict=True))
+  return [error, *sums_of_head(program, mesh.shape["tensor"])]
 
 
 if __name__ == "__main__":
-  main()
+  token.LOGIT_BYTES = 1  # four chunks
+  write_found(measure)

@@ -6,22 +6,17 @@ For each mesh: the largest difference to one device, relative to the largest val
 matrix whether an accelerator's program sums its gradient by device.
 """
 
-import json
 import re
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vrt_jax.config import MeshConfig
+from tests.four_devices import run_on, write_found
 from vrt_jax.ops import linear
-from vrt_jax.ops.sharding import BATCH_AXES, FSDP_AXIS, on_mesh
-from vrt_jax.runtime import make_mesh
+from vrt_jax.ops.sharding import BATCH_AXES, FSDP_AXIS
 
-MESHES = ((1, 4, 1), (2, 2, 1), (1, 2, 2))
 WIDTH, RANK, HEADS, HEAD_DIM = 24, 4, 8, 16
 
 
@@ -38,15 +33,12 @@ def gradients(mesh: Mesh | None, summed: bool = True) -> tuple[list[np.ndarray],
   def total(x, down, up):
     return jnp.sum(jnp.sin(product(product(x, down), up)))
 
-  def run(*arrays):
-    with on_mesh(None if mesh is None else mesh.abstract_mesh):
-      return jax.grad(total, argnums=(0, 1, 2))(*arrays)
-
   placement = None
   if mesh is not None:
     specs = (PartitionSpec(BATCH_AXES), PartitionSpec(FSDP_AXIS), PartitionSpec(FSDP_AXIS))
     placement = tuple(NamedSharding(mesh, spec) for spec in specs)
     arrays = jax.device_put(tuple(arrays), placement)
+  run = run_on(mesh, jax.grad(total, argnums=(0, 1, 2)))
   program = jax.jit(run, out_shardings=placement).lower(*arrays)
   return [np.asarray(x) for x in program.compile()(*arrays)], program.as_text()
 
@@ -57,24 +49,16 @@ def sums_by_device(program: str, devices: int) -> list[bool]:
   return [bool(re.search(rf"dot_general .*-> tensor<{shape}xf32>", program)) for shape in shapes]
 
 
-def main() -> None:
-  """All meshes."""
-  jax.config.update("jax_num_cpu_devices", 4)
-  linear.platform = lambda: "tpu"
-  expected, _ = gradients(None)
-  found = {}
-  for sizes in MESHES:
-    mesh = make_mesh(MeshConfig(*sizes))
-    got, program = gradients(mesh)
-    _, plain = gradients(mesh, summed=False)
-    pairs = zip(got, expected, strict=True)
-    error = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
-    devices = sizes[0] * sizes[1]
-    found["x".join(map(str, sizes))] = [
-      error, sums_by_device(program, devices), sums_by_device(plain, devices)
-    ]  # fmt: skip
-  Path(sys.argv[1]).write_text(json.dumps(found))
+def measure(mesh: Mesh) -> list:
+  """The largest difference, and of each matrix whether its gradient is summed by device."""
+  (got, program), (expected, _) = gradients(mesh), gradients(None)
+  _, plain = gradients(mesh, summed=False)
+  pairs = zip(got, expected, strict=True)
+  error = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
+  devices = mesh.shape["data"] * mesh.shape["fsdp"]
+  return [error, sums_by_device(program, devices), sums_by_device(plain, devices)]
 
 
 if __name__ == "__main__":
-  main()
+  linear.platform = lambda: "tpu"
+  write_found(measure)
