@@ -275,6 +275,8 @@ class EvalConfig:
   """Records that are scored; 0 for all."""
   num_pictures: int = 8
   """Overlay pictures that are drawn."""
+  tensor: int = 1
+  """Devices of training's fsdp axis that divide the weights of a held-out prediction."""
 
 
 @dataclass(frozen=True)

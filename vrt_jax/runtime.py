@@ -144,16 +144,16 @@ def _slice_devices(sizes: Sequence[int], slices: int) -> np.ndarray:
   return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1))
 
 
-def with_tensor(mesh: Mesh, size: int) -> Mesh:
+def with_tensor(mesh: Mesh, size: int, name: str = "grpo.rollout_tensor") -> Mesh:
   """The same devices in the same order, where `size` neighbours of the fsdp axis join the tensor
   axis.
 
   Raises:
-    ValueError: the fsdp axis is not a multiple of `size`.
+    ValueError: the fsdp axis is not a multiple of `size`, the field `name`.
   """
   data, fsdp, tensor = (mesh.shape[axis] for axis in MESH_AXES)
   if size < 1 or fsdp % size:
-    raise ValueError(f"grpo.rollout_tensor {size} does not divide mesh.fsdp {fsdp}")
+    raise ValueError(f"{name} {size} does not divide mesh.fsdp {fsdp}")
   devices = mesh.devices.reshape(data, fsdp // size, size * tensor)
   return mesh if size == 1 else Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 

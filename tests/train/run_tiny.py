@@ -67,7 +67,7 @@ def make_config(records: Path, options: dict) -> TrainConfig:
       base.data, train=str(records / "train.tfrecord"), eval=held_out, buckets=buckets
     ),
     optim=dataclasses.replace(base.optim, **optim),
-    eval=dataclasses.replace(tiny.EVAL, prompt_buckets=((256, 64),)),
+    eval=dataclasses.replace(tiny.EVAL, prompt_buckets=((256, 64),), **rest.pop("eval", {})),
     grpo=grpo,
     mesh=MeshConfig(*rest.pop("mesh", (-1, 1, 1))),
     tokenizer=str(records / "tokenizer"),

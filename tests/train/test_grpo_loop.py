@@ -156,6 +156,7 @@ def test_mistakes_leave_no_workdir(records: Path, tmp_path: Path):
     ({"grpo": {"prompt_buckets": [[256, 32]]}}, "grpo.prompt_buckets hold 32 patches"),
     ({"trainable": "all"}, 'optim.trainable is "all"'),
     ({"grpo": {"rollout_tensor": 3}}, "grpo.rollout_tensor 3 does not divide mesh.fsdp"),
+    ({"eval": {"tensor": 3}}, "eval.tensor 3 does not divide mesh.fsdp"),
   ):
     with pytest.raises(ValueError, match=message):
       loop.train(config(records, **options), tmp_path / "run")

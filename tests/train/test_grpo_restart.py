@@ -94,8 +94,14 @@ def test_several_updates_of_a_rollout_go_on_too(records: Path, tmp_path: Path):
   assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
-TWO_MESHES = {"mesh": [1, 2, 1], "grpo": OPTIONS["grpo"] | {"rollout_tensor": 2}}
-"""Prompts, adapters and samples move between the mesh of training and that of rollouts."""
+TWO_MESHES = {
+  "mesh": [1, 2, 1],
+  "grpo": OPTIONS["grpo"] | {"rollout_tensor": 2},
+  "eval": {"tensor": 2},
+  "eval_every": 2,
+}
+"""Prompts, adapters and samples move between the mesh of training and that of rollouts, and
+held-out pictures are predicted on such a mesh too."""
 
 
 @pytest.mark.parametrize("meshes", [{}, TWO_MESHES])
@@ -110,3 +116,4 @@ def test_two_processes_make_the_same_decisions(
       assert a[name] == pytest.approx(b[name], abs=1e-5), (a["step"], name)
     assert a["loss/policy"] == pytest.approx(b["loss/policy"], abs=1e-4)
     assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-2)
+    assert ("eval/answer_miou" in a) == (meshes is TWO_MESHES and a["step"] % 2 == 0)

@@ -74,6 +74,7 @@ RANGES: dict[str, tuple[float, float]] = {
   "eval.max_masks": (1, math.inf),
   "eval.num_samples": (0, math.inf),
   "eval.num_pictures": (0, math.inf),
+  "eval.tensor": (1, math.inf),
 }
 """Field -> its smallest and largest value; both of a pair are held to it."""
 
@@ -128,13 +129,14 @@ def check_grpo(config: TrainConfig) -> None:
 
 
 def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh, num_records: int) -> None:
-  """Batches that the mesh cannot divide, and rollouts that cannot divide the mesh.
+  """Batches that the mesh cannot divide, and what writes text that cannot divide the mesh.
 
   Raises:
     ValueError: one line with both numbers.
   """
   if config.algorithm == "grpo":
     with_tensor(mesh, config.grpo.rollout_tensor)
+  with_tensor(mesh, config.eval.tensor, "eval.tensor")
   size, steps, parts = config.optim.batch_size, config.optim.accumulation_steps, batch_parts(mesh)
   if size % (parts * steps):
     raise ValueError(

@@ -14,7 +14,7 @@ from vrt_jax.generate.predictor import Predictor
 from vrt_jax.metrics.results import RESULTS_FILE
 from vrt_jax.model_directory import Loaded
 from vrt_jax.models.lora import merge_lora
-from vrt_jax.runtime import say
+from vrt_jax.runtime import say, with_tensor
 from vrt_jax.train.state import Frozen, TrainState
 
 
@@ -34,7 +34,8 @@ class HeldOut:
     mesh: jax.sharding.Mesh,
   ):
     """`config` has the resolved model; `loaded` gives tokenizer and image settings."""
-    self._config, self._records, self._mesh = config, records, mesh
+    self._config, self._records = config, records
+    self._mesh = with_tensor(mesh, config.eval.tensor, "eval.tensor")
     self._folder, self._loaded = workdir / "eval", loaded
 
   def due(self, step: int) -> bool:
