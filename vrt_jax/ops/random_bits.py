@@ -1,6 +1,6 @@
 """Random bits for dropout: on TPUs from the chip's own generator, elsewhere by JAX's.
 
-JAX's Threefry takes some 140 integer operations a word, which on a TPU is about a fifth of a
+JAX's Threefry takes some 140 integer operations a word, which on a TPU is about a sixth of a
 fine-tuning step of the 4B model; the generator of the hardware takes next to none.
 """
 
