@@ -11,7 +11,7 @@ import pytest
 
 from tests.train import processes
 from vrt_jax.ops import linear as module
-from vrt_jax.ops.linear import FEW_ROWS, linear, low_rank
+from vrt_jax.ops.linear import FEW_ROWS, TPU_FEW_ROWS, linear, low_rank
 
 
 def arrays(rows: int, dtype=jnp.float32) -> tuple[jax.Array, jax.Array]:
@@ -161,3 +161,32 @@ def test_on_a_mesh_every_device_sums_its_own_rows_for_an_adapter(tmp_path: Path)
     assert error < 1e-5
     assert summed == [True, True]
     assert plain == [False, False]
+
+
+@pytest.mark.parametrize("heads", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, TPU_FEW_ROWS, TPU_FEW_ROWS + 1])
+def test_few_rows_on_tpus_read_a_matrix_as_it_lies(monkeypatch, rows, heads):
+  """Without heads, and eight rows at least; many rows give heads themselves."""
+  x, weight = arrays(rows)
+  weight = weight.reshape(4, 4, 24) if heads else weight
+  monkeypatch.setattr(module, "platform", lambda: "tpu")
+  expected = value_and_grads(x, weight)
+  monkeypatch.setattr(module, "on_tpu", lambda: True)
+  jax.clear_caches()
+  for a, b in zip(value_and_grads(x, weight), expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  few = rows <= TPU_FEW_ROWS
+  for function in (linear, low_rank):
+    assert function(x, weight).shape == (1, rows, *weight.shape[:-1])
+    (((left, right), _),) = products(function, x, weight)
+    assert right == ((16, 24) if few else weight.shape)
+    assert left == ((1, 8, 24) if rows == 1 else x.shape)
+
+
+def test_rows_are_counted_by_device(monkeypatch):
+  monkeypatch.setattr(module, "on_tpu", lambda: True)
+  monkeypatch.setattr(module, "devices_of_batch", lambda size: 4)
+  x, weight = jnp.ones((4, 1, 24)), jnp.ones((16, 24))
+  (((left, _), _),) = products(linear, x, weight)
+  assert left == (4, 8, 24)
+  np.testing.assert_array_equal(linear(x, weight), np.full((4, 1, 16), 24.0))

@@ -1,4 +1,4 @@
-"""x W^T, on CPUs in the forms in which XLA's compiler reads and multiplies fastest."""
+"""x W^T, in the forms in which XLA's compilers read and multiply fastest."""
 
 import math
 from collections.abc import Callable
@@ -9,9 +9,19 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from vrt_jax.ops.sharding import ambient_mesh, by_device, on_one_cpu, platform, rows_by_device
+from vrt_jax.ops.sharding import (
+  ambient_mesh,
+  by_device,
+  devices_of_batch,
+  on_one_cpu,
+  on_tpu,
+  platform,
+  rows_by_device,
+)
 
 FEW_ROWS = 12
+TPU_FEW_ROWS = 64
+SUBLANES = 8
 
 
 def linear(
@@ -24,9 +34,11 @@ def linear(
 
   Decoding and mask prompts multiply a few rows by large matrices, which is a matter of reading
   them. On CPUs the plain product of 2 to 12 rows reads a float32 matrix at a half of the memory's
-  speed, and that of one row a bfloat16 matrix at a thirtieth.
+  speed, and that of one row a bfloat16 matrix at a thirtieth. TPUs: `_few_rows_on_tpu`.
   """
   dtype = x.dtype if dtype is None else dtype
+  if _is_few_on_tpu(x):
+    return _few_rows_on_tpu(x, weight, dtype)
   if platform() != "cpu":
     return _plain(x, weight, dtype)
   matrix = weight.reshape(-1, weight.shape[-1])
@@ -52,12 +64,35 @@ def low_rank(x: Float[Array, "*B in"], weight: Float[Array, "*out in"]) -> Float
     matrix = weight.reshape(-1, weight.shape[-1])
     out = _low_rank_up(x, matrix) if len(matrix) > x.shape[-1] else linear(x, matrix)
     return out.reshape(*x.shape[:-1], *weight.shape[:-1])
-  return _plain(x, weight, x.dtype) if ambient_mesh() is None else _summed_by_device(x, weight)
+  if ambient_mesh() is None or _is_few_on_tpu(x):
+    return linear(x, weight)
+  return _summed_by_device(x, weight)
 
 
 def _plain(x: Array, weight: Array, dtype: DTypeLike) -> Array:
   form = "...i,oi->...o" if weight.ndim == 2 else "...i,nhi->...nh"
   return jnp.einsum(form, x, weight, preferred_element_type=dtype)
+
+
+def _is_few_on_tpu(x: Array) -> bool:
+  """Whether a TPU has so few rows of its own that reading the matrix is all that counts."""
+  return on_tpu() and math.prod(x.shape[:-1]) <= TPU_FEW_ROWS * devices_of_batch(x.shape[0])
+
+
+def _few_rows_on_tpu(x: Array, weight: Array, dtype: DTypeLike) -> Array:
+  """By a matrix without heads, which is read where it lies; a single row goes with empty ones.
+
+  By heads XLA's TPU compiler copies the matrix first, and the product of one row it makes on the
+  vector units, which do not keep up with memory. Barriers keep it from undoing either.
+  """
+  matrix, shape = weight.reshape(-1, weight.shape[-1]), (*x.shape[:-1], *weight.shape[:-1])
+  if math.prod(x.shape[:-1]) > devices_of_batch(x.shape[0]):
+    out = _plain(x, matrix, dtype)
+    return out if weight.ndim == 2 else jax.lax.optimization_barrier(out).reshape(shape)
+  rows = x.reshape(-1, 1, x.shape[-1])  # one a device
+  rows = jax.lax.optimization_barrier(jnp.pad(rows, ((0, 0), (0, SUBLANES - 1), (0, 0))))
+  out = jax.lax.optimization_barrier(_plain(rows, matrix, dtype))
+  return out[:, :1].reshape(shape)
 
 
 @jax.custom_vjp
