@@ -96,6 +96,7 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
     "model_tflops_a_sample": {k: round(v / 1e12, 3) for k, v in flops.parts.items()},
     "collectives": moved,
     "estimate": aot_report.roofline(found, chip, per_chip, moved),
+    "compiler_seconds": round(aot_report.compiler_seconds(program, chip), 3),
     "costliest": aot_report.costliest(found),
     "compile_seconds": round(seconds, 1),
     "host_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),

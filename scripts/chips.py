@@ -16,15 +16,20 @@ class Chip:
   hbm_bytes_per_second: float
   ici_bytes_per_second: float
   """Between chips of a slice, all links of a chip together, one direction."""
-  vector_ops_per_second: float
-  """Elementwise: 8 x 128 lanes a core, four operations a lane and cycle, at the clock at which the
-  matrix units have the published peak."""
+  cores: int
+  clock: float
+  """Cycles a second at which the matrix units have the published peak."""
+
+  @property
+  def vector_ops_per_second(self) -> float:
+    """Elementwise: 8 x 128 lanes a core, four operations a lane and cycle."""
+    return self.cores * 8 * 128 * 4 * self.clock
 
 
 CHIPS = {
-  "v5e": Chip("v5e", 197e12, 16 * GIB, 819e9, 200e9, 4096 * 1.5e9),
-  "v5p": Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 2 * 4096 * 1.75e9),
-  "v6e": Chip("v6e", 918e12, 32 * GIB, 1640e9, 448e9, 4096 * 1.75e9),
+  "v5e": Chip("v5e", 197e12, 16 * GIB, 819e9, 200e9, 1, 1.5e9),
+  "v5p": Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 2, 1.75e9),
+  "v6e": Chip("v6e", 918e12, 32 * GIB, 1640e9, 448e9, 1, 1.75e9),
 }
 
 PEAKS = {

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from scripts.aot_report import costliest, costs
+from scripts.aot_report import compiler_seconds, costliest, costs
 from scripts.chips import CHIPS, chip_of
 from scripts.hlo import Program
 from scripts.vector_ops import vector_ops
@@ -50,16 +50,25 @@ def test_an_element_counts_once_an_operation(program, name, ops):
 
 def test_it_is_the_bound_where_the_units_are_slow(program):
   chip = chip_of("v5e:4x4")
-  slow = dataclasses.replace(chip, vector_ops_per_second=1.0)
+  slow = dataclasses.replace(chip, clock=1 / 4096)
+  assert slow.vector_ops_per_second == 1.0
   (fusion,) = (c for c in costs(program, slow, 0.5) if c.instruction.name == "both")
   assert fusion.seconds == fusion.bounds["vector"] == 5 * ELEMENTS
   assert costliest(costs(program, slow, 0.5), 1)[0]["bound"] == "vector"
   assert costliest(costs(program, chip, 0.5), 1)[0]["bound"] == "memory"
 
 
-def test_the_units_rate_is_that_of_the_clock_at_which_products_have_their_peak():
+def test_the_clock_is_that_at_which_products_have_their_peak():
   """A core has four units of 128 x 128, a v6e's of 256 x 256; v5p has two cores."""
-  sizes = {"v5e": (1, 4 * 128**2), "v5p": (2, 4 * 128**2), "v6e": (1, 4 * 256**2)}
-  for name, (cores, multipliers) in sizes.items():
-    clock = CHIPS[name].vector_ops_per_second / (cores * 4096)
-    assert CHIPS[name].peak_flops == pytest.approx(2 * cores * multipliers * clock, rel=0.01)
+  for name, multipliers in (("v5e", 4 * 128**2), ("v5p", 4 * 128**2), ("v6e", 4 * 256**2)):
+    chip = CHIPS[name]
+    assert chip.peak_flops == pytest.approx(2 * chip.cores * multipliers * chip.clock, rel=0.01)
+
+
+def test_the_compilers_cycles_count_as_often_as_an_operation_runs(program):
+  chip = chip_of("v5e:4x4")
+  assert compiler_seconds(program, chip) == 0.0
+  told = TEXT.replace('metadata={op_name="a"}', 'backend_config={"estimated_cycles":"3000"}')
+  assert compiler_seconds(Program(told), chip) == pytest.approx(3000 / 1.5e9)
+  unknown = told.replace('"3000"', f'"{2**63 - 1}"')
+  assert compiler_seconds(Program(unknown), chip) == 0.0
