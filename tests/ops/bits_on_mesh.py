@@ -27,7 +27,9 @@ def drawn(rows: int, mesh: Mesh | None) -> tuple[np.ndarray, str]:
   key = jax.random.key(3)
   if mesh is not None:
     key = replicate(key, mesh)
-  run = run_on(mesh, lambda key: module.random_bits(key, (rows, *ROW), jnp.uint32))
+  run = run_on(
+    mesh, lambda key: module.random_bits(key, (rows, *ROW), jnp.uint32, lambda bits: bits)
+  )
   program = jax.jit(run).lower(key).compile()
   return np.asarray(program(key)), program.as_text()
 

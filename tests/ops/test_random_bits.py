@@ -20,7 +20,9 @@ def platform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def bits(seed: int, shape: tuple[int, ...] = SHAPE, dtype: jnp.dtype = jnp.uint32) -> np.ndarray:
-  return np.asarray(jax.jit(lambda key: random_bits(key, shape, dtype))(jax.random.key(seed)))
+  return np.asarray(
+    jax.jit(lambda key: random_bits(key, shape, dtype, lambda bits: bits))(jax.random.key(seed))
+  )
 
 
 @pytest.mark.parametrize("dtype", [jnp.uint16, jnp.uint32])
@@ -37,7 +39,11 @@ def test_bits_are_even_and_rows_and_keys_have_their_own(platform, dtype):
 
 
 def test_tpus_draw_by_hardware_and_a_row_whatever_the_others(platform):
-  program = str(jax.make_jaxpr(lambda key: random_bits(key, SHAPE, jnp.uint32))(jax.random.key(0)))
+  program = str(
+    jax.make_jaxpr(lambda key: random_bits(key, SHAPE, jnp.uint32, lambda bits: bits))(
+      jax.random.key(0)
+    )
+  )
   assert ("rng_bit_generator" in program or "rbg" in program) == (platform == "tpu")
   if platform == "tpu":
     np.testing.assert_array_equal(bits(0, (6, *SHAPE[1:]))[:4], bits(0))

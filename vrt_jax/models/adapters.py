@@ -39,9 +39,12 @@ def draw_dropouts(
   """
   width = min(16, 32 // count)
   dropped = round(rate * 2**width)
-  words = random_bits(key, shape, jnp.uint16 if count == 1 else jnp.uint32)
-  fields = [(words >> (n * width)) & (2**width - 1) for n in range(count)]
-  flags = sum((field >= dropped).astype(jnp.uint8) << n for n, field in enumerate(fields))
+
+  def kept(words: Array) -> Array:
+    fields = [(words >> (n * width)) & (2**width - 1) for n in range(count)]
+    return sum((field >= dropped).astype(jnp.uint8) << n for n, field in enumerate(fields))
+
+  flags = random_bits(key, shape, jnp.uint16 if count == 1 else jnp.uint32, kept)
   flags = jax.lax.optimization_barrier(constrain_batch(flags))
   keep_share = 1 - dropped / 2**width
   return [Dropout((flags >> n) & 1 == 1, keep_share) for n in range(count)]
