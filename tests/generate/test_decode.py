@@ -145,6 +145,22 @@ def test_every_platform_says_the_same(monkeypatch, platform, stages, read):
   np.testing.assert_allclose(out.low_res_masks, expected.low_res_masks, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_tpus_bring_gathered_weights_into_order_before_the_loop(monkeypatch, platform):
+  monkeypatch.setattr(text, "platform", lambda: platform)
+  decoder = tiny.loaded().model.qwen.language_model
+  graphdef, state = nnx.split(decoder)
+  mask = jnp.ones((1, 4), bool)
+  cache = GroupCache.start(KVCache.zeros(tiny.MODEL.text, 1, 4, jnp.float32), mask, 1, 2)
+
+  def layers(state: nnx.State) -> nnx.State:
+    return nnx.state(nnx.merge(graphdef, state).for_decoding(cache)[0].layers)
+
+  program = str(jax.make_jaxpr(layers)(state))
+  parameters = len(jax.tree.leaves(nnx.state(decoder.layers)))
+  assert program.count("layout_constraint[") == (parameters if platform == "tpu" else 0)
+
+
 def test_a_token_is_written_to_the_cache_in_place():
   """No copy of keys or values, which alone have so many slots as last axis, on CPUs."""
   slots = 11

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int32, Key
 
@@ -149,7 +150,7 @@ class TextDecoder(nnx.Module):
     head = copy.embed_tokens if copy.lm_head is None else copy.lm_head
     head.weight.set_value(rows_by_tensor(head.weight[...]))
     if platform() == "tpu":
-      copy.layers = with_whole_weights(copy.layers)
+      copy.layers = _row_major(with_whole_weights(copy.layers))
       return copy, cache
     graphdef, state = nnx.split(copy.layers)
     copy.layers = nnx.List(
@@ -179,6 +180,19 @@ class TextDecoder(nnx.Module):
       x = jax.lax.optimization_barrier(x)  # rounded to its dtype, as a scan's carry is
       written.append(own)
     return x, tuple(written)
+
+
+def _row_major(module: nnx.Module) -> nnx.Module:
+  """The module with parameters in the order in which products read them.
+
+  Gathered ones XLA may leave in another, and copy in a loop at every turn.
+  """
+  graphdef, state = nnx.split(module)
+
+  def ordered(x: Array) -> Array:
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+  return nnx.merge(graphdef, jax.tree.map(ordered, state))
 
 
 def _add_deepstack(
