@@ -151,20 +151,6 @@ ENTRY %main (x: f32[2,16,32,1], k: f32[8,4,32,1]) -> f32[2,16,8,4] {
   assert program.flops(computation, instruction) == 2 * (2 * 16) * (8 * 4) * 32
 
 
-@pytest.mark.parametrize(
-  ("kind", "elements"),
-  [
-    ("f32[3,8,8]{2,1,0:T(8,128)}", 3 * 8 * 128),
-    ("f32[3,8,8]{0,2,1:T(8,128)}", 8 * 8 * 128),  # rows of the first dimension
-    ("f32[1,64]{1,0:T(1,128)}", 128),
-    ("f32[5,8,8]{2,1,0}", 5 * 8 * 8),
-    ("f32[100]{0:T(128)}", 100),
-  ],
-)
-def test_an_array_fills_whole_tiles(kind, elements):
-  assert parse_instruction(f"  %x = {kind} parameter(0)").types[0].nbytes == 4 * elements
-
-
 def test_bytes_in_hbm(program):
   computation, instruction, _ = find(program, "layer")
   assert program.hbm_bytes(computation, instruction) == MATRIX + 4  # one layer's slice, the index
