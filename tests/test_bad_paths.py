@@ -41,6 +41,7 @@ LINES = {
     f"--checkpoint shapes --data {ABSENT} --out OUT --top 2",
   ],
   "scripts.ship_model": [f"--model {ABSENT} --name test_of_a_missing_model"],
+  "scripts.time_program": [f"--config {ABSENT}"],
   "vrt_jax.predict": [
     f"--image {ABSENT} --question q --out OUT",
     f"--requests {ABSENT} --out OUT",

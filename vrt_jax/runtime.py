@@ -154,8 +154,10 @@ def with_tensor(mesh: Mesh, size: int, name: str = "grpo.rollout_tensor") -> Mes
   data, fsdp, tensor = (mesh.shape[axis] for axis in MESH_AXES)
   if size < 1 or fsdp % size:
     raise ValueError(f"{name} {size} does not divide mesh.fsdp {fsdp}")
+  if size == 1:
+    return mesh
   devices = mesh.devices.reshape(data, fsdp // size, size * tensor)
-  return mesh if size == 1 else Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+  return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
