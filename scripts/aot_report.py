@@ -262,8 +262,8 @@ def roofline(
     sum(getattr(cost, name) for cost in found) for name in ("seconds", "flops", "hbm_bytes")
   )
   network = sum(v["gigabytes"] for v in moved.values()) * 1e9 / chip.ici_bytes_per_second
-  overlapped = max(busy, hbm / chip.hbm_bytes_per_second, network)
-  serial = busy + network
+  alone = max(busy, hbm / chip.hbm_bytes_per_second)  # copies share the memory with operations
+  overlapped, serial = max(alone, network), alone + network
   return {
     "model_tflops": round(model_flops / 1e12, 2),
     "executed_tflops": round(flops / 1e12, 2),
