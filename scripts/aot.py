@@ -50,22 +50,15 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
   from scripts import aot_programs, aot_report
   from scripts.chips import chip_of
   from scripts.hlo import Program
-  from vrt_jax.runtime import batch_parts, with_tensor
   from vrt_jax.train.update import remat_of
 
   chip = chip_of(args.topology)
   mesh = aot_programs.topology_mesh(args.topology, config.mesh)
-  if args.program == "rollout":
-    mesh = with_tensor(mesh, config.grpo.rollout_tensor)
-  rows = batch_parts(mesh)
   evaluates = args.program in ("prefill", "decode")
   batch = args.batch_per_chip * mesh.size or (
     config.eval.batch_size if evaluates else config.optim.batch_size
   )
-  if batch % rows:
-    raise ValueError(f"a batch of {batch} does not divide over data x fsdp = {rows}")
-  tokens, patches = first_bucket(args.program, config)
-  bucket = (args.tokens or tokens, patches)
+  mesh, bucket = fitted(args.program, config, mesh, batch, args.tokens)
 
   started = time.perf_counter()
   lowered = aot_programs.PROGRAMS[args.program](config, mesh, batch, bucket)
@@ -101,6 +94,23 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
     "compile_seconds": round(seconds, 1),
     "host_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
   }
+
+
+def fitted(program: str, config: TrainConfig, mesh, batch: int, tokens: int):
+  """(the mesh that a program runs on, its bucket); 0 `tokens` are those of the recipe.
+
+  Raises:
+    ValueError: the mesh does not divide the batch.
+  """
+  from vrt_jax.runtime import batch_parts, with_tensor
+
+  if program == "rollout":
+    mesh = with_tensor(mesh, config.grpo.rollout_tensor)
+  rows = batch_parts(mesh)
+  if batch % rows:
+    raise ValueError(f"a batch of {batch} does not divide over data x fsdp = {rows}")
+  first, patches = first_bucket(program, config)
+  return mesh, (tokens or first, patches)
 
 
 def first_bucket(program: str, config: TrainConfig) -> tuple[int, int]:

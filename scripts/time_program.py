@@ -41,28 +41,29 @@ class Args:
 
 
 def time_program(args: Args, config: TrainConfig) -> dict:
-  """Compiles, runs and measures; returns the report."""
+  """Compiles, runs and measures; returns the report.
+
+  Raises:
+    ValueError: the mesh does not fit the devices, or does not divide the batch.
+  """
   import jax
 
   from scripts import aot_programs
-  from scripts.aot import first_bucket, program_flops
+  from scripts.aot import fitted, program_flops
   from scripts.chips import peak_of
   from scripts.filled import filled
-  from vrt_jax.runtime import make_mesh, with_tensor
+  from vrt_jax.runtime import make_mesh
 
   mesh = make_mesh(config.mesh)
-  if args.program == "rollout":
-    mesh = with_tensor(mesh, config.grpo.rollout_tensor)
   batch = args.batch or mesh.size
-  tokens, patches = first_bucket(args.program, config)
-  bucket = (args.tokens or tokens, patches)
+  mesh, bucket = fitted(args.program, config, mesh, batch, args.tokens)
   started = time.perf_counter()
   lowered = aot_programs.PROGRAMS[args.program](config, mesh, batch, bucket)
   compiled = lowered.lowered.compile()
   compile_seconds = time.perf_counter() - started
   arrays = filled(
     lowered.args,
-    visual_tokens=patches // config.model.vision.spatial_merge_size**2,
+    visual_tokens=bucket[1] // config.model.vision.spatial_merge_size**2,
     labelled=args.labelled,
     new_tokens=config.grpo.max_new_tokens,
   )

@@ -15,7 +15,7 @@ from vrt_jax.generate.decode import decode, prefill
 from vrt_jax.generate.sampling import Sampling
 from vrt_jax.ops.splash import PackedBlocks
 from vrt_jax.placement import put_batch
-from vrt_jax.runtime import make_mesh
+from vrt_jax.runtime import MESH_AXES, make_mesh
 from vrt_jax.train.optim import make_optimizer, trainable_filter
 from vrt_jax.train.state import create_state
 
@@ -94,6 +94,14 @@ def test_the_loop_over_tokens_goes_on_from_a_prefill():
 def test_every_program_has_a_bucket_and_flops(program):
   bucket = aot.first_bucket(program, CONFIG)
   assert aot.program_flops(program, CONFIG, bucket).total > 0
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused():
+  mesh = jax.sharding.AbstractMesh((1, 4, 1), MESH_AXES)
+  assert aot.fitted("sft", CONFIG, mesh, 8, 64)[1][0] == 64
+  assert aot.fitted("sft", CONFIG, mesh, 8, 0) == (mesh, aot.first_bucket("sft", CONFIG))
+  with pytest.raises(ValueError, match="a batch of 6 does not divide over data x fsdp = 4"):
+    aot.fitted("sft", CONFIG, mesh, 6, 0)
 
 
 def test_pairs_of_tokens_are_those_of_the_attention_masks():

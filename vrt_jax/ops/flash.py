@@ -16,7 +16,7 @@ from vrt_jax.ops.sharding import platform
 DTYPES = (jnp.bfloat16, jnp.float16)
 MAX_HEAD_DIM = 128
 MIN_TOKENS = 128
-"""Of a window of SAM 2; from there on it was measured to be faster than scores in memory."""
+"""Measured to be faster than scores in memory on an H100 at 196 (a window of SAM 2) to 1024."""
 
 Attention = Callable[[Array, Array, Array], Array]
 
