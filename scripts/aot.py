@@ -150,16 +150,15 @@ def _text_pairs(program: str, config: TrainConfig, tokens: int) -> float:
 
 def main() -> None:
   """Command line."""
-  words = [*sys.argv[1:], "--"]
-  end = words.index("--")
-  args = cli.parse(Args, words[:end], "python -m scripts.aot", __doc__)
+  own, fields = cli.split_at_dashes(sys.argv[1:])
+  args = cli.parse(Args, own, "python -m scripts.aot", __doc__)
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
   from vrt_jax.train.__main__ import load_recipe
 
   recipe = load_recipe(args.config)
-  config = cli.parse(TrainConfig, words[end + 1 : -1], "python -m scripts.aot ..", default=recipe)
+  config = cli.parse(TrainConfig, fields, "python -m scripts.aot ..", default=recipe)
   import libtpu  # noqa: F401 (where it is missing, cli.run says how to get it)
 
   print(json.dumps(compile_program(args, config), indent=2))

@@ -102,15 +102,13 @@ def time_program(args: Args, config: TrainConfig) -> dict:
 
 def main() -> None:
   """Command line."""
-  words = [*sys.argv[1:], "--"]
-  end = words.index("--")
-  args = cli.parse(Args, words[:end], "python -m scripts.time_program", __doc__)
+  own, fields = cli.split_at_dashes(sys.argv[1:])
+  args = cli.parse(Args, own, "python -m scripts.time_program", __doc__)
   from vrt_jax.runtime import say, start_processes
   from vrt_jax.train.__main__ import load_recipe
 
   recipe = load_recipe(args.config)
-  prog = "python -m scripts.time_program .."
-  config = cli.parse(TrainConfig, words[end + 1 : -1], prog, default=recipe)
+  config = cli.parse(TrainConfig, fields, "python -m scripts.time_program ..", default=recipe)
   start_processes()
   say(json.dumps(time_program(args, config)))
 

@@ -105,3 +105,15 @@ def test_other_failures_keep_their_traceback():
 
   with pytest.raises(RuntimeError, match="a mistake of ours"):
     cli.run(failed)
+
+
+@pytest.mark.parametrize(
+  ("words", "own", "fields"),
+  [
+    ([], [], []),
+    (["--batch", "4"], ["--batch", "4"], []),
+    (["--batch", "4", "--", "--optim.remat", "--"], ["--batch", "4"], ["--optim.remat", "--"]),
+  ],
+)
+def test_fields_of_a_recipe_follow_two_dashes(words, own, fields):
+  assert cli.split_at_dashes(words) == (own, fields)

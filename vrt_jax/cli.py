@@ -56,6 +56,12 @@ def parse(
   return parsed
 
 
+def split_at_dashes(args: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Words before and after "--": `--batch 4 -- --optim.remat linears`, fields of a recipe."""
+  own = list(itertools.takewhile(lambda word: word != "--", args))
+  return own, list(args[len(own) + 1 :])
+
+
 def _complaint(box: str) -> str:
   """The first paragraph of the framed message that tyro prints; the frame may be plain ASCII.
 

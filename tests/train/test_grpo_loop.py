@@ -14,6 +14,7 @@ from tests.train import run_tiny
 from vrt_jax.config import MeshConfig, TrainConfig
 from vrt_jax.placement import batch_shardings, place
 from vrt_jax.rl.groups import (
+  advantages_of,
   equal_groups,
   joined_rewards,
   refill_source,
@@ -131,12 +132,13 @@ def test_joined_batches_have_the_chosen_rows_of_every_array():
 def test_advantages_reach_the_batch():
   mesh = make_mesh(MeshConfig())
   rewards = np.array([[0, 1, 2], [1, 1, 1], [3, 0, 0], [0, 0, 1]], np.float32)
-  batch = with_advantages(group_case.random_batch(), rewards, group_case.GRPO, mesh)
+  advantages = advantages_of(rewards, group_case.GRPO)
+  batch = with_advantages(group_case.random_batch(), advantages, mesh)
   centred = rewards - rewards.mean(axis=1, keepdims=True)
   std = rewards.std(axis=1, ddof=1, keepdims=True)
   np.testing.assert_allclose(batch.advantages, centred / (std + 1e-4), atol=1e-5)
   dr_grpo = dataclasses.replace(group_case.GRPO, normalisation="dr_grpo")
-  plain = with_advantages(batch, rewards, dr_grpo, mesh)
+  plain = with_advantages(batch, advantages_of(rewards, dr_grpo), mesh)
   np.testing.assert_allclose(plain.advantages, centred, atol=1e-6)
 
 

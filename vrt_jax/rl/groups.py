@@ -134,8 +134,8 @@ def equal_groups(rewards: Float[np.ndarray, "B G"]) -> Bool[np.ndarray, "B"]:
   return rewards.max(axis=1) == rewards.min(axis=1)
 
 
-def advantages_of(rewards: Float[np.ndarray, "B G"], grpo: GrpoConfig) -> np.ndarray:
-  """[B, G] advantages within each group, float32."""
+def advantages_of(rewards: Float[np.ndarray, "B G"], grpo: GrpoConfig) -> Float[np.ndarray, "B G"]:
+  """The advantages of samples within their groups, float32."""
   normalise = grpo.normalisation == "grpo"
   flat = group_advantages(rewards.reshape(-1), rewards.shape[1], normalise)
   return np.asarray(flat).reshape(rewards.shape)
@@ -178,10 +178,9 @@ def update_batch(
 
 
 def with_advantages(
-  batch: GrpoBatch, rewards: Float[np.ndarray, "B G"], grpo: GrpoConfig, mesh: Mesh
+  batch: GrpoBatch, advantages: Float[np.ndarray, "B G"], mesh: Mesh
 ) -> GrpoBatch:
-  """The batch with the advantages of its groups, of which every process has all rewards."""
-  advantages = advantages_of(rewards, grpo)
+  """The batch with the advantages of all its samples, of which every process has all."""
   return batch.replace(advantages=place(advantages, batch_shardings(advantages, mesh)))
 
 

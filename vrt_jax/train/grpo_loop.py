@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float, Int32, UInt8
 
-from vrt_jax.config import GrpoConfig, TrainConfig
+from vrt_jax.config import TrainConfig
 from vrt_jax.cores import usable_cores
 from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.data.pipeline import BatchIterator
@@ -88,7 +88,8 @@ def grpo_steps(
         more, fresh = sampler.round(state, rollout_key(run.key, step, len(rounds)))
         batch, rewards = sampler.refill(batch, rewards, fresh, more.groups.rewards)
         rounds.append(more)
-      batch = with_advantages(batch, rewards, grpo, mesh)
+      advantages = advantages_of(rewards, grpo)
+      batch = with_advantages(batch, advantages, mesh)
       with run.clock.part("update"):
         state, metrics = jax.block_until_ready(update(state, frozen, batch, key))
         gap = metrics[GAP]  # of the policy that was sampled from
@@ -99,7 +100,7 @@ def grpo_steps(
         path = workdir / PAGES / f"step_{step}.html"
         write_page(path, f"Step {step}", first.pictures, first.groups, grpo)
       figures = reward_figures([round.groups for round in rounds], sampler.reward.names)
-      figures |= advantage_figures(rewards, grpo)
+      figures |= advantage_figures(advantages)
       figures |= {"refills": len(rounds) - 1, "compiles": sampler.compiles + update.compiles}
       run.finish(step, state, metrics | {GAP: gap}, figures)
   return state
@@ -110,9 +111,8 @@ def rollout_key(key: Array, step: int, refill: int) -> Array:
   return jax.random.fold_in(jax.random.fold_in(key, step), refill)
 
 
-def advantage_figures(rewards: Float[np.ndarray, "B G"], grpo: GrpoConfig) -> dict[str, float]:
+def advantage_figures(advantages: Float[np.ndarray, "B G"]) -> dict[str, float]:
   """Of the groups that the update sees."""
-  advantages = advantages_of(rewards, grpo)
   return {
     "advantage/mean_abs": float(np.abs(advantages).mean()),
     "advantage/max": float(advantages.max()),
