@@ -1,18 +1,22 @@
 """A rollout and an update of the tiny model on several meshes of eight CPU devices, into a file.
 
-    python -m tests.rl.on_meshes OUT.npz one 2x2x2
+    python -m tests.rl.on_meshes OUT.npz one 2x2x2 tpu
 
 Arrays are named `<run>/<what>`: the rollout, and metrics, parameters and moments after the update.
+"tpu" is "2x2x2" as programs are for TPUs.
 """
 
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
 from tests import tiny
 from tests.rl import group_case as case
+from tests.tpu_forms import tpu_forms
 from tests.train.on_meshes import MESHES, mesh_of
 from vrt_jax.config import SftLossConfig
 from vrt_jax.placement import batch_sharding, place, put_whole_batch, replicate
@@ -20,6 +24,7 @@ from vrt_jax.rl.policy import GrpoBatch
 from vrt_jax.rl.rollout import Rollout, make_rollout
 from vrt_jax.train.grpo_step import make_grpo_step
 from vrt_jax.train.optim import make_optimizer
+from vrt_jax.types import VisualFeatures
 
 ROWS = 8
 
@@ -40,6 +45,26 @@ def update_batch(inputs: object, out: Rollout, mesh: Mesh) -> GrpoBatch:
   )
 
 
+def of_pictures(visual: VisualFeatures, patch_segments: Array) -> VisualFeatures:
+  """Zeros where slots are padding, which hold anything."""
+  merged = patch_segments.shape[1] // visual.tokens.shape[1]
+  valid = patch_segments[:, ::merged, None] > 0
+  return VisualFeatures(
+    tokens=jnp.where(valid, visual.tokens, 0),
+    deepstack=jnp.where(valid[:, None], visual.deepstack, 0),
+  )
+
+
+def one_run(name: str) -> dict[str, np.ndarray]:
+  """A run by its name."""
+  if name != "tpu":
+    return run(name)
+  with tpu_forms() as kernels:
+    found = run("2x2x2")
+  assert len(kernels) >= 4  # prompts, packed completions, vision tower, Hiera
+  return found
+
+
 def run(name: str) -> dict[str, np.ndarray]:
   """One rollout and one update on the mesh of that name."""
   mesh = mesh_of(MESHES[name])
@@ -58,7 +83,7 @@ def run(name: str) -> dict[str, np.ndarray]:
   assert rollout._cache_size() == step._cache_size() == 1
   assert [x.sharding for x in jax.tree.leaves(state)] == placement
   named = {
-    "rollout": out,
+    "rollout": out.replace(visual=of_pictures(out.visual, inputs.vision.patch_segments)),
     "metrics": metrics,
     "trainable": state.trainable,
     "moments": state.opt_state,
@@ -70,7 +95,7 @@ def run(name: str) -> dict[str, np.ndarray]:
 def main() -> None:
   """The runs of the command line."""
   jax.config.update("jax_num_cpu_devices", 8)
-  found = {name: run(name) for name in sys.argv[2:]}
+  found = {name: one_run(name) for name in sys.argv[2:]}
   np.savez(sys.argv[1], **{f"{r}/{k}": v for r, values in found.items() for k, v in values.items()})
 
 

@@ -1,4 +1,7 @@
-"""Rollout and update on one device and on eight: the same samples, masks, losses and gradients."""
+"""Rollout and update on one device and on eight, as programs are for CPUs and for TPUs.
+
+The same samples, masks, losses and gradients.
+"""
 
 import functools
 import subprocess
@@ -12,6 +15,7 @@ from tests.train import processes
 from tests.train.test_equivalence import largest_gap, part
 
 RTOL = 1e-4
+RUNS = ("2x2x2", "tpu")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +28,7 @@ def computed(folder: Path) -> dict[str, dict[str, np.ndarray]]:
   """What `on_meshes` writes, by run."""
   out = folder / "runs.npz"
   done = subprocess.run(
-    [sys.executable, "-m", "tests.rl.on_meshes", str(out), "one", "2x2x2"],
+    [sys.executable, "-m", "tests.rl.on_meshes", str(out), "one", *RUNS],
     cwd=processes.ROOT,
     env=processes.ENVIRONMENT,
     capture_output=True,
@@ -39,8 +43,9 @@ def computed(folder: Path) -> dict[str, dict[str, np.ndarray]]:
   return found
 
 
-def test_the_rollout_is_the_same(folder: Path):
-  one, eight = (part(computed(folder)[name], "['rollout']") for name in ("one", "2x2x2"))
+@pytest.mark.parametrize("run", RUNS)
+def test_the_rollout_is_the_same(run: str, folder: Path):
+  one, eight = (part(computed(folder)[name], "['rollout']") for name in ("one", run))
   tokens = "['rollout'].completions.tokens"
   np.testing.assert_array_equal(eight[tokens], one[tokens])
   rows = one[tokens].reshape(-1, one[tokens].shape[-1])
@@ -48,8 +53,9 @@ def test_the_rollout_is_the_same(folder: Path):
   assert largest_gap(one, eight) < RTOL
 
 
-def test_the_update_is_the_same(folder: Path):
-  one, eight = computed(folder)["one"], computed(folder)["2x2x2"]
+@pytest.mark.parametrize("run", RUNS)
+def test_the_update_is_the_same(run: str, folder: Path):
+  one, eight = computed(folder)["one"], computed(folder)[run]
   gap = "['metrics']['rollout/logprob_gap']"  # itself a rounding error
   assert max(one[gap], eight[gap]) < 1e-4
   for name, value in part(one, "['metrics']").items():

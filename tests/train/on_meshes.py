@@ -5,8 +5,8 @@
 Arrays are named `<run>/<what>`: every loss part, and the state after the step. AdamW's first
 moment is (1 - b1) times the gradient, so gradients are in it. The runs are the meshes, two that
 differ in accumulation alone ("text1", "text8": without mask losses, whose points are drawn anew in
-every part), and a control: "halves" is the mean of the losses of half batches, each divided by its
-own tokens.
+every part), "tpu", which is "2x2x2" as programs are for TPUs, and a control: "halves" is the mean
+of the losses of half batches, each divided by its own tokens.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from tests import tiny
+from tests.tpu_forms import tpu_forms
 from vrt_jax.config import MeshConfig, SftLossConfig
 from vrt_jax.placement import put_batch, replicate
 from vrt_jax.runtime import MESH_AXES, make_mesh
@@ -81,6 +82,11 @@ def one_run(name: str, batch: Batch) -> dict[str, np.ndarray]:
   """A run by its name."""
   if name in MESHES:
     return step(MESHES[name], batch)
+  if name == "tpu":
+    with tpu_forms() as kernels:
+      found = step(MESHES["2x2x2"], batch)
+    assert len(kernels) >= 3  # text, vision tower, Hiera
+    return found
   if name.startswith("text"):
     return step(None, batch, parts=int(name.removeprefix("text")), loss=TEXT_ALONE)
   halves = [step(None, half(batch, start)) for start in range(2)]
