@@ -38,9 +38,9 @@ class Reader:
     """Whether the field is there."""
     return name in self._values
 
-  def number(self, name: str, kind: type = int) -> Any:
+  def number(self, name: str, kind: type[int] | type[float] = int) -> Any:
     """A positive number; 1 where it is missing or another type, which is a problem."""
-    value = self._values.get(name)
+    value: Any = self._values.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, kind)) or value <= 0:
       self._problems.append(f"{self._where}: {name} is {value!r}, not a positive {kind.__name__}")
       return kind(1)
@@ -53,6 +53,15 @@ class Reader:
       self._problems.append(f"{self._where}: {name} is {value!r}, not a list of integers")
       return ()
     return tuple(value)
+
+  def three_numbers(self, name: str) -> tuple[int, int, int]:
+    """A list of three integers."""
+    values = self.numbers(name)
+    if len(values) != 3:
+      if values:
+        self._problems.append(f"{self._where}: {name} is {list(values)}, not three integers")
+      return 1, 1, 1
+    return values[0], values[1], values[2]
 
   def fixed(self, name: str, *allowed: object) -> None:
     """A field that, where it is there, must have one of the values that our models compute."""

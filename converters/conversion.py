@@ -112,9 +112,9 @@ def convert_tensors(
       ignored[tie.copy] = f"the same as {tie.original}"
   raise_all(problems)
   params = {}
-  for name, found in parts.items():
-    if found:
-      params[name] = from_parts(source, found, shapes[name], checksums)
+  for name, own in parts.items():
+    if own or base is None:
+      params[name] = from_parts(source, own, shapes[name], checksums)
     else:
       params[name] = base[name]
   return params, ignored

@@ -15,10 +15,13 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vrt_jax import cli
-from vrt_jax.config import MeshConfig
+from vrt_jax.config import ComputeDtype, MeshConfig
+
+if TYPE_CHECKING:  # --help is quick
+  from converters.conversion import Conversion
 
 CARRIED_SUFFIXES = (".json", ".jinja", ".py", ".txt")
 NOT_CARRIED = ("tokenizer.json", "tokenizer_config.json", "checksums.json")
@@ -76,7 +79,7 @@ def convert(args: Args) -> dict:
   if args.dtype != "keep":
     result.params = {name: array.astype(args.dtype) for name, array in result.params.items()}
     if result.model is not None:
-      compute = "bfloat16" if args.dtype == "bfloat16" else "float32"
+      compute: ComputeDtype = "bfloat16" if args.dtype == "bfloat16" else "float32"
       result.model = replace(result.model, compute_dtype=compute)
   result.params = _in_shards(result, args.mesh)
   num_bytes = sum(array.nbytes for array in result.params.values())
@@ -90,7 +93,7 @@ def convert(args: Args) -> dict:
   return content
 
 
-def _in_shards(result, mesh: MeshConfig) -> dict:
+def _in_shards(result: "Conversion", mesh: MeshConfig) -> dict:
   """The parameters in chunks that follow the shards of a mesh."""
   from converters.params_writer import sharded
   from vrt_jax.runtime import mesh_axes
@@ -122,7 +125,7 @@ def _verify(src: Path, checksums: dict[str, str]) -> None:
   raise_all(f"{key}: other values than {CHECKSUM_FILE} says" for key in wrong)
 
 
-def _write_rest(folder: Path, src: Path, result) -> None:
+def _write_rest(folder: Path, src: Path, result: "Conversion") -> None:
   """Everything beside the parameters; config.json, without which nothing loads, comes last."""
   from converters.report import write_json
   from converters.safetensors_writer import write_file
@@ -142,6 +145,7 @@ def _write_rest(folder: Path, src: Path, result) -> None:
   if result.model is None:
     model_directory.write_json(folder / model_directory.SAM2_CONFIG, result.sam2)
     return
+  assert result.tokenizer is not None  # every whole model has one
   result.tokenizer.save(folder / "tokenizer")
   model_directory.write_json(folder / "processor.json", result.image)
   model_directory.write_json(folder / "config.json", result.model)

@@ -59,7 +59,9 @@ def qwen_config(config: Mapping[str, Any]) -> tuple[VisionConfig, TextConfig]:
     head_dim=t.number("head_dim") if t.has("head_dim") else hidden // heads,
     intermediate_size=t.number("intermediate_size"),
     rope_theta=(rope if rope.has("rope_theta") else t).number("rope_theta", float),
-    mrope_section=rope.numbers("mrope_section") if rope.has("mrope_section") else (24, 20, 20),
+    mrope_section=rope.three_numbers("mrope_section")
+    if rope.has("mrope_section")
+    else (24, 20, 20),
     rms_norm_eps=t.number("rms_norm_eps", float),
     tie_embeddings=says_tied(config),
   )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from converters import conversion, hf_config, sam2_config, sam2_rules
 from converters.config_reader import read_config
@@ -19,7 +20,14 @@ from converters.training_checkpoint import (
   is_training_checkpoint,
 )
 from vrt_jax import model_directory
-from vrt_jax.config import ImageConfig, LoraConfig, ModelConfig, Sam2Config
+from vrt_jax.config import (
+  ComputeDtype,
+  ImageConfig,
+  LoraConfig,
+  ModelConfig,
+  Sam2Config,
+  SegHidden,
+)
 from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.sizes import SAM2_SIZES
 
@@ -38,7 +46,7 @@ class Options:
   """Model directory that a training checkpoint goes on top of."""
   lora: str = "merge"
   lora_alpha: float | None = None
-  seg_hidden: str = "pre_norm"
+  seg_hidden: SegHidden = "pre_norm"
   seed: int = 0
 
 
@@ -97,6 +105,7 @@ def _open_language_model(src: Path, config: dict, table: RuleTable) -> list:
     ]
   except ValueError as error:
     raise_all(conversion.unknown_names(table, source) + problems_of(error))
+    raise
 
 
 def sa2va_export(src: Path, config: dict, options: Options) -> Conversion:
@@ -105,7 +114,7 @@ def sa2va_export(src: Path, config: dict, options: Options) -> Conversion:
   source, (vision, text), tokenizer = _open_language_model(src, config, table)
   section = config.get(hf_config.OWN_SECTION)
   if section is None:
-    fields = {
+    fields: dict[str, Any] = {
       "sam2": _released_sam2(source, SAM2_PREFIX),
       "seg_hidden": options.seg_hidden,
       "compute_dtype": compute_dtype(source),
@@ -197,7 +206,7 @@ def hf_sam2(src: Path, config: dict) -> Conversion:
   return _sam2_alone(sizes, sam2_rules.HF, source)
 
 
-def _sam2_alone(config, table: RuleTable, source: TensorSource) -> Conversion:
+def _sam2_alone(config: Sam2Config, table: RuleTable, source: TensorSource) -> Conversion:
   shapes, axes = conversion.expected_sam2(config)
   checksums = Checksums()
   params, ignored = conversion.convert_tensors(table, source, shapes, checksums)
@@ -236,6 +245,7 @@ def _add_adapters(result: Conversion, source: TensorSource, options: Options) ->
     raise ValueError(f"adapters of several ranks: {sorted(ranks)}")
   rank = ranks.pop()
   alpha = 2.0 * rank if options.lora_alpha is None else options.lora_alpha
+  assert result.model is not None
   with_lora = replace(result.model, lora=LoraConfig(rank, alpha))
   shapes, axes = conversion.expected_sa2va(with_lora)
   new = {name: shape for name, shape in shapes.items() if name.endswith((".lora_a", ".lora_b"))}
@@ -259,7 +269,7 @@ def fit_image(image: ImageConfig, model: ModelConfig) -> ImageConfig:
   )
 
 
-def compute_dtype(source: TensorSource) -> str:
+def compute_dtype(source: TensorSource) -> ComputeDtype:
   """bfloat16 for a checkpoint that holds such tensors, as the reference runs it; else float32."""
   return "bfloat16" if "bfloat16" in source.dtypes.values() else "float32"
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
@@ -41,6 +42,7 @@ def _spec(folder: Path, name: str) -> dict:
 def _stream(store: ts.TensorStore) -> StreamedArray:
   """A stored array, in blocks of whole chunks where they are small enough."""
   shape, dtype = tuple(store.shape), np.dtype(store.dtype.numpy_dtype)
-  chunk, limit = store.chunk_layout.read_chunk.shape[0], block_rows(shape, dtype.itemsize)
+  chunks: Any = store.chunk_layout.read_chunk.shape
+  chunk, limit = int(chunks[0]), block_rows(shape, dtype.itemsize)
   rows = max(1, limit // chunk * chunk) if limit >= chunk else limit
   return StreamedArray(shape, dtype, rows, lambda a, b: store[a:b].read().result())

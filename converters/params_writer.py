@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import orbax.checkpoint as ocp
 import tensorstore as ts
@@ -35,7 +36,7 @@ class StreamedArrayHandler(type_handlers.NumpyHandler):
     """The first error of reading or writing, after which nothing more is written. It is not
     raised where it happens: Orbax would stop its event loop over the other writes."""
 
-  async def _open_and_write(self, value: StreamedArray, tspec: dict, ts_context: ts.Context):
+  async def _open_and_write(self, value: StreamedArray, tspec: dict, ts_context: ts.Context) -> Any:
     tspec["metadata"]["chunks"] = list(value.chunks or (value.rows, *value.shape[1:]))
     if self._context is None:  # like `cp`, leave it to the system when to flush
       self._context = ts.Context({"file_io_sync": False}, parent=ts_context)

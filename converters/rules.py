@@ -172,11 +172,11 @@ def assign(
   for target, shape in targets.items():
     parts = table.parts(target, shape[0] if shape else 1)[1]
     problems += [f"{part.key}: missing" for part in parts if part.key not in sources]
-  parts = {
+  of_targets = {
     target: [part for _, part in sorted(by_layer.items(), key=lambda item: item[0] or 0)]
     for target, by_layer in filled.items()
   }
-  return parts, problems
+  return of_targets, problems
 
 
 def _misfit(

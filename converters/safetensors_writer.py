@@ -44,7 +44,7 @@ def write_shards(
     if len(shards) == 1:
       write_file(folder / SINGLE, shards[0], checksums, bar)
       return
-    index = {}
+    index: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
       name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
       write_file(folder / name, shard, checksums, bar)

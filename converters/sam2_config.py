@@ -25,6 +25,7 @@ def sam2_from_hf(config: Mapping[str, Any]) -> Sam2Config:
   decoder.fixed("attention_downsample_rate", 2)
   background = "window_positional_embedding_background_size"
   stages = trunk.numbers("blocks_per_stage")
+  sides = trunk.numbers(background) or (1,)  # of rows and columns, or of both
   sam2 = Sam2Config(
     image_size_px=prompt.number("image_size"),
     embed_dim=trunk.number("hidden_size"),
@@ -32,7 +33,7 @@ def sam2_from_hf(config: Mapping[str, Any]) -> Sam2Config:
     stages=stages,
     global_attention_blocks=trunk.numbers("global_attention_blocks"),
     window_spec=trunk.numbers("window_size_per_stage"),
-    window_pos_embed_background_size=(trunk.numbers(background) * 2)[:2],
+    window_pos_embed_background_size=(sides[0], sides[-1]),
     d_model=decoder.number("hidden_size"),
     decoder_depth=decoder.number("num_hidden_layers"),
     decoder_num_heads=decoder.number("num_attention_heads"),

@@ -66,7 +66,7 @@ class StreamedArray:
 class Checksums:
   """CRC32C of the tensors that have been read or written, by name, as eight hex digits."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._values: dict[str, int] = {}
 
   def add(self, key: str, block: np.ndarray) -> None:

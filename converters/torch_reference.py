@@ -65,7 +65,7 @@ class TorchSa2VA(nn.Module):
     with torch.no_grad():
       empty, dense = self.sam2.get_prompt_embeddings(
         input_points=torch.zeros(1, count, 1, 2),
-        input_labels=-torch.ones(1, count, 1, dtype=torch.int32),
+        input_labels=-torch.ones(1, count, 1, dtype=torch.int32),  # type: ignore[arg-type]
       )
     language = self.text_hidden_fcs(states)[None, :, None]
     sparse = torch.cat([empty.to(language.dtype), language], dim=2)
@@ -168,5 +168,5 @@ def process_image(data: bytes, image: ImageConfig) -> Processed:
     image_std=[0.5] * 3,
   )
   out = processor(images=[picture], return_tensors="np")
-  grid = tuple(int(n) for n in out["image_grid_thw"][0])
-  return Processed(np.asarray(out["pixel_values"]), grid, size)
+  t, h, w = (int(n) for n in out["image_grid_thw"][0])
+  return Processed(np.asarray(out["pixel_values"]), (t, h, w), size)

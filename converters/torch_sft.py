@@ -24,7 +24,9 @@ LINEARS = {
 class LowRank(nn.Module):
   """A frozen linear layer plus scale * B A dropout(x)."""
 
-  def __init__(self, linear: nn.Linear, lora_a: Tensor, lora_b: Tensor, scale: float, rate=0.0):
+  def __init__(
+    self, linear: nn.Linear, lora_a: Tensor, lora_b: Tensor, scale: float, rate: float = 0.0
+  ):
     super().__init__()
     self.linear, self.scale, self.rate = linear, scale, rate
     self.lora_a, self.lora_b = nn.Parameter(lora_a), nn.Parameter(lora_b)

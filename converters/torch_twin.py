@@ -47,7 +47,9 @@ def torch_twin(model: Sa2VA, tokenizer: ChatTokenizer) -> TorchSa2VA:
   theirs.sam2.load_state_dict(state | {tie.copy: state[tie.original] for tie in HF.tied})
   fcs = model.text_hidden_fcs
   with torch.no_grad():
-    for layer, ours in ((theirs.text_hidden_fcs[0], fcs.fc1), (theirs.text_hidden_fcs[2], fcs.fc2)):
+    for index, ours in ((0, fcs.fc1), (2, fcs.fc2)):
+      layer = theirs.text_hidden_fcs[index]
+      assert isinstance(layer, torch.nn.Linear) and ours.bias is not None
       layer.weight.copy_(torch.from_numpy(np.array(ours.weight[...])))
       layer.bias.copy_(torch.from_numpy(np.array(ours.bias[...])))
   return theirs

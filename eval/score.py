@@ -54,7 +54,7 @@ class Prediction:
   thinking: bool = True
 
 
-def load_predictions(path: Path) -> tuple[dict[str, Prediction], dict[str, str]]:
+def load_predictions(path: Path) -> tuple[dict[str, Prediction], dict[str, Any]]:
   """Predictions by key, and `config_hash` and `model_path` where the file has them.
 
   Raises ValueError that names the line or entry for anything malformed or given twice.

@@ -109,7 +109,7 @@ def cpu_seconds() -> float:
 def our_batches(args: DataArgs, data: str, workers: int) -> Callable[[], Iterator]:
   """Starts our stream."""
   from vrt_jax.data.chat import ChatTokenizer
-  from vrt_jax.data.pipeline import BatchIterator
+  from vrt_jax.data.pipeline import SFT, BatchIterator
 
   config = recipe(args)
   threads = {"num_workers": workers, "read_threads": 1 if workers else 0}
@@ -117,7 +117,7 @@ def our_batches(args: DataArgs, data: str, workers: int) -> Callable[[], Iterato
   tokenizer = ChatTokenizer.from_dir(args.tokenizer)
 
   def batches() -> Iterator:
-    stream = BatchIterator(config, data, tokenizer)
+    stream = BatchIterator(config, data, tokenizer, SFT)
     try:
       yield from stream
     finally:

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -40,7 +40,7 @@ def parse(
     raise SystemExit(0)
   if doc and not {"-h", "--help"}.isdisjoint(args):
     print(doc.strip() + "\n")
-  given = {} if default is None else {"default": default}
+  given: dict[str, Any] = {} if default is None else {"default": default}
   if Path(sys.argv[0]).name.startswith("vrt-"):
     prog = Path(sys.argv[0]).name  # an installed command, which shells complete
   printed = io.StringIO()

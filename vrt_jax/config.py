@@ -5,12 +5,14 @@ A recipe in `configs/` returns a `TrainConfig`; the command line overrides singl
 """
 
 from dataclasses import dataclass, field, is_dataclass
-from typing import Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 T = TypeVar("T")
 NearestMode = Literal["nearest", "nearest-exact"]
 """Of resizing without interpolation, in torch's words."""
 Remat = Literal["none", "linears", "full"]
+ComputeDtype = Literal["float32", "bfloat16"]
+SegHidden = Literal["pre_norm", "post_norm"]
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,9 @@ class ModelConfig:
   text: TextConfig = field(default_factory=TextConfig)
   sam2: Sam2Config = field(default_factory=Sam2Config)
   lora: LoraConfig = field(default_factory=LoraConfig)
-  seg_hidden: Literal["pre_norm", "post_norm"] = "pre_norm"
+  seg_hidden: SegHidden = "pre_norm"
   """Which hidden state prompts SAM 2: the last layer's output, or that after the final norm."""
-  compute_dtype: Literal["float32", "bfloat16"] = "float32"
+  compute_dtype: ComputeDtype = "float32"
 
 
 @dataclass(frozen=True)
@@ -332,7 +334,7 @@ def from_dict(cls: type[T], values: dict, name: str) -> T:
   if unknown := sorted(set(values) - set(hints)):
     raise ValueError(f"{name}: unknown field {unknown[0]}; {cls.__name__} has {sorted(hints)}")
 
-  def convert(value: object, hint: type, key: str) -> object:
+  def convert(value: Any, hint: type, key: str) -> object:
     if is_dataclass(hint):
       return from_dict(hint, value, f"{name}: {key}")
     if isinstance(value, list):

@@ -48,7 +48,7 @@ def draw_overlay(
   question: str,
   text: str,
   mentions: Sequence[Mention],
-  masks: Sequence[Mask],
+  masks: Sequence[Mask] | Bool[np.ndarray, "M Y X"],
 ) -> Image.Image:
   """One RGB picture 1600 pixels wide of a prediction.
 

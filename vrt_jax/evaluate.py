@@ -123,7 +123,7 @@ def _batches(
       yield numbers, [(e["text"], [PredictedMask(**o) for o in e["objects"]]) for e in entries]
       continue
     requests = [Request(records[i].image, records[i].question) for i in numbers]
-    answers = [(found.text, found.objects()) for found in predictor.predict(requests)]
+    answers: list[Answer] = [(found.text, found.objects()) for found in predictor.predict(requests)]
     if partial is not None:
       partial.add([{"text": t, "objects": [asdict(o) for o in objects]} for t, objects in answers])
     yield numbers, answers

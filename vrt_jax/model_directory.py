@@ -17,7 +17,7 @@ import shutil
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from vrt_jax.config import ImageConfig, ModelConfig, Sam2Config, from_dict
+from vrt_jax.config import ComputeDtype, ImageConfig, ModelConfig, Sam2Config, from_dict
 from vrt_jax.data.chat import ChatTokenizer
 from vrt_jax.models.layers import ShapeRngs
 from vrt_jax.models.lora import merge_lora
@@ -73,12 +73,12 @@ def resolve(path: str) -> Path:
   return folder
 
 
-def load_abstract(path: str, dtype: str = "") -> Loaded:
+def load_abstract(path: str, dtype: ComputeDtype | None = None) -> Loaded:
   """A model directory with shapes instead of parameters; arguments and errors as of `load`."""
   folder = resolve(path)
   carried = folder / CARRIED
   config = read_json(folder / "config.json", ModelConfig)
-  if dtype:
+  if dtype is not None:
     config = dataclasses.replace(config, compute_dtype=dtype)
   return Loaded(
     model=abstract_sa2va(config),
@@ -88,7 +88,7 @@ def load_abstract(path: str, dtype: str = "") -> Loaded:
   )
 
 
-def load(path: str, dtype: str = "") -> Loaded:
+def load(path: str, dtype: ComputeDtype | None = None) -> Loaded:
   """Reads a model directory; parameters come in the compute dtype, however they are stored.
 
   `dtype` is another compute dtype than the one in config.json.
@@ -186,6 +186,6 @@ def read_json(path: Path, cls: type[T]) -> T:
   return from_dict(cls, values, str(path))
 
 
-def write_json(path: Path, config: object) -> None:
+def write_json(path: Path, config: Any) -> None:
   """Writes a configuration dataclass."""
   path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")

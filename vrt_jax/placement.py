@@ -1,6 +1,6 @@
 """Where arrays live: parameters and batches on the mesh, and what comes back to the host."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
   )
 
 
-def place(tree: T, shardings: T) -> T:
+def place(tree: T, shardings: object) -> T:
   """Arrays -> the mesh, by a sharding for each; every process has all values of every array."""
   if jax.process_count() == 1:
     return jax.device_put(tree, shardings)
@@ -58,7 +58,7 @@ def replicate(tree: T, mesh: Mesh) -> T:
   """Arrays -> whole on every device of the mesh; random keys too."""
   whole = NamedSharding(mesh, PartitionSpec())
 
-  def put(x: jax.Array | np.ndarray) -> jax.Array:
+  def put(x: jax.Array) -> jax.Array:
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
       return jax.random.wrap_key_data(place(jax.random.key_data(x), whole))
     return place(x, whole)
@@ -66,8 +66,8 @@ def replicate(tree: T, mesh: Mesh) -> T:
   return jax.tree.map(put, tree)
 
 
-def fetch(tree: T) -> T:
-  """Device arrays -> whole host arrays, on every process."""
+def fetch(tree: object) -> Any:
+  """Device arrays -> whole host arrays in the same tree, on every process."""
   if jax.process_count() == 1:
     return jax.device_get(tree)
   return multihost_utils.process_allgather(tree, tiled=True)
@@ -103,7 +103,7 @@ def batch_shardings(batch: T, mesh: Mesh) -> T:
   return jax.tree.map(shardings, batch, is_leaf=lambda x: isinstance(x, TextInputs))
 
 
-def local_rows(tree: T, mesh: Mesh) -> T:
+def local_rows(tree: object, mesh: Mesh) -> Any:
   """This process's rows of device arrays [B, ..], on the host: the inverse of `put_batch`."""
 
   def rows(x: jax.Array) -> np.ndarray:

@@ -73,22 +73,24 @@ def items_of(args: Args) -> list[Item]:
   Raises:
     ValueError: the arguments or a line of the requests are wrong, or there is no picture.
   """
-  if (args.image is None) == (args.requests is None):
+  image = args.image
+  if (image is None) == (args.requests is None):
     raise ValueError("give either --image or --requests (or --serve)")
   if args.out is None:
     raise ValueError("--out is missing: the folder for the results")
-  if args.requests is not None:
+  if image is None:
+    assert args.requests is not None
     return read_requests(args.requests)
   if not args.question.strip():
     raise ValueError("--question is missing")
-  if args.image.is_dir():
-    files = sorted(p for p in args.image.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+  if image.is_dir():
+    files = sorted(p for p in image.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
     if not files:
-      raise ValueError(f"no picture in {args.image} ({', '.join(PICTURE_SUFFIXES)})")
-    return [Item(p.relative_to(args.image).as_posix(), p, args.question) for p in files]
-  if not args.image.is_file():
-    raise ValueError(f"image {args.image} does not exist")
-  return [Item("", args.image, args.question)]
+      raise ValueError(f"no picture in {image} ({', '.join(PICTURE_SUFFIXES)})")
+    return [Item(p.relative_to(image).as_posix(), p, args.question) for p in files]
+  if not image.is_file():
+    raise ValueError(f"image {image} does not exist")
+  return [Item("", image, args.question)]
 
 
 def read_requests(path: Path) -> list[Item]:
@@ -101,11 +103,12 @@ def read_requests(path: Path) -> list[Item]:
       entry = json.loads(line)
     except json.JSONDecodeError as error:
       raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from error
-    fields = [entry.get(k) if isinstance(entry, dict) else None for k in ("image", "question")]
-    if not all(isinstance(value, str) and value.strip() for value in fields):
+    found = entry if isinstance(entry, dict) else {}
+    texts = [x for k in ("image", "question") if isinstance(x := found.get(k), str) and x.strip()]
+    if len(texts) != 2:
       raise ValueError(f'{path}, line {number}: needs the texts "image" and "question"')
-    image = path.parent / fields[0]
-    items.append(Item(f"{number:05d}-{image.stem}", image, fields[1]))
+    image = path.parent / texts[0]
+    items.append(Item(f"{number:05d}-{image.stem}", image, texts[1]))
   if not items:
     raise ValueError(f"{path} holds no requests")
   return items
@@ -126,11 +129,12 @@ def predict(args: Args) -> None:
   from vrt_jax.generate.predictor import Predictor, Request, prompt_bucket
   from vrt_jax.generate.sampling import Sampling
 
-  items = items_of(args)
+  items, out = items_of(args), args.out
+  assert out is not None
   many = items[0].name != ""
-  todo = [i for i in items if not many or not (args.out / i.name / PREDICTION_FILE).is_file()]
+  todo = [i for i in items if not many or not (out / i.name / PREDICTION_FILE).is_file()]
   if not todo:
-    print(f"all {len(items)} answers are in {args.out} already")
+    print(f"all {len(items)} answers are in {out} already")
     return
   loaded = model_directory.load(args.checkpoint)
   thinking, failures, sized = not args.no_thinking, [], []
@@ -160,7 +164,7 @@ def predict(args: Args) -> None:
       sampling=Sampling(args.temperature, args.top_p),
       seed=args.seed,
     )
-    answer(predictor, [sized[i][1] for i in batch_order(sizes)], args.out, config.batch_size, many)
+    answer(predictor, [sized[i][1] for i in batch_order(sizes)], out, config.batch_size, many)
   if failures:
     raise ValueError(f"{len(failures)} of {len(items)} pictures could not be used (named above)")
 

@@ -54,14 +54,16 @@ def start_processes() -> None:
       _use_gloo_on_cpu()
       jax.distributed.initialize()
     return
+  numbers = []
   for name, value in given.items():
     if value is None or not value.isdecimal():
       raise ValueError(f"JAX_COORDINATOR_ADDRESS needs a number in JAX_{name}, which is {value!r}")
+    numbers.append(int(value))
   _use_gloo_on_cpu()
   jax.distributed.initialize(
     coordinator_address=address,
-    num_processes=int(given["NUM_PROCESSES"]),
-    process_id=int(given["PROCESS_ID"]),
+    num_processes=numbers[0],
+    process_id=numbers[1],
     cluster_detection_method="deactivate",
   )
 
@@ -108,7 +110,8 @@ def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, int, int]:
     sizes[sizes.index(-1)] = devices // known
   if -1 in sizes or int(np.prod(sizes)) != devices:
     raise ValueError(f"mesh {tuple(sizes)} (data, fsdp, tensor) does not fit {devices} devices")
-  return tuple(sizes)
+  data, fsdp, tensor = sizes
+  return data, fsdp, tensor
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -192,11 +195,11 @@ class CompileCounter:
 
   EVENT = "/jax/core/compile/backend_compile_duration"
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.count = 0
     jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-  def _listen(self, event: str, seconds: float, **metadata: object) -> None:
+  def _listen(self, event: str, duration_secs: float, **metadata: str | int) -> None:
     if event == self.EVENT:
       self.count += 1
 

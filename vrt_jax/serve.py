@@ -209,8 +209,7 @@ def serve(checkpoint: str, settings: ServeSettings) -> None:
   """
   reasoner = load(checkpoint, max_new_tokens=settings.max_new_tokens, max_masks=settings.max_masks)
   with make_server(Answers(reasoner, settings), settings) as server:
-    host, port = server.server_address[:2]
-    print(f"http://{host}:{port}/  (Ctrl-C stops)", flush=True)
+    print(f"http://{settings.host}:{server.server_port}/  (Ctrl-C stops)", flush=True)
     try:
       server.serve_forever()
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ FAINT = (122, 129, 143)
 LINE = (226, 229, 234)
 
 Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont
 
 PALETTE: tuple[Colour, ...] = (
   (214, 48, 49),
@@ -38,11 +39,30 @@ _CUT_BRACKET = re.compile(r"\(\s*$|^\s*\)")
 class Mention(Protocol):
   """What is read of one [SEG] of the text."""
 
-  index: int
-  role: str
-  phrase: str
-  text_span: tuple[int, int]
-  object_number: int | None
+  @property
+  def index(self) -> int:
+    """Number of the [SEG] in the text, from 0."""
+    ...
+
+  @property
+  def role(self) -> str:
+    """Of its mask: "reasoning", "answer" or "none"."""
+    ...
+
+  @property
+  def phrase(self) -> str:
+    """The words that its mask belongs to."""
+    ...
+
+  @property
+  def text_span(self) -> tuple[int, int]:
+    """[start, end) characters of its phrase and markup."""
+    ...
+
+  @property
+  def object_number(self) -> int | None:
+    """N of `<objN>`, None without one."""
+    ...
 
 
 class Word:
@@ -90,9 +110,11 @@ def badge_of(mention: Mention) -> str:
 
 
 @functools.cache
-def font_of(size: int) -> ImageFont.FreeTypeFont:
+def font_of(size: int) -> Font:
   """Pillow's built-in font at a size in pixels."""
-  return ImageFont.load_default(size=size)
+  font = ImageFont.load_default(size=size)
+  assert isinstance(font, Font)  # as every build of Pillow with FreeType has it
+  return font
 
 
 def clean(text: str) -> str:
@@ -173,7 +195,7 @@ def _chunks(words: Sequence[Word]) -> list[list[Word]]:
   return [chunk for chunk in chunks if any(word.text != " " for word in chunk)]
 
 
-def word_width(word: Word, font: ImageFont.FreeTypeFont) -> float:
+def word_width(word: Word, font: Font) -> float:
   """Width of a word in pixels, a badge with its margin."""
   if word.badge:
     return font_of(round(font.size * 0.68)).getlength(word.text) + 0.56 * font.size
@@ -182,7 +204,7 @@ def word_width(word: Word, font: ImageFont.FreeTypeFont) -> float:
   return font.getlength(word.text) + (1 if word.colour is not None else 0)
 
 
-def _split_long(chunk: list[Word], font: ImageFont.FreeTypeFont, width: int) -> list[list[Word]]:
+def _split_long(chunk: list[Word], font: Font, width: int) -> list[list[Word]]:
   """A chunk wider than a line, cut into single pieces that fit."""
   if sum(word_width(word, font) for word in chunk) <= width:
     return [chunk]
@@ -199,9 +221,7 @@ def _split_long(chunk: list[Word], font: ImageFont.FreeTypeFont, width: int) -> 
   return pieces
 
 
-def _lines(
-  words: Sequence[Word], font: ImageFont.FreeTypeFont, width: int
-) -> list[list[list[Word]]]:
+def _lines(words: Sequence[Word], font: Font, width: int) -> list[list[list[Word]]]:
   """Lines of chunks, each no wider than `width` pixels."""
   lines: list[list[list[Word]]] = [[]]
   used = 0.0
@@ -217,9 +237,7 @@ def _lines(
   return lines
 
 
-def draw_word(
-  draw: ImageDraw.ImageDraw, x: float, y: float, word: Word, font: ImageFont.FreeTypeFont
-) -> None:
+def draw_word(draw: ImageDraw.ImageDraw, x: float, y: float, word: Word, font: Font) -> None:
   """Draws a word with its top left corner at (x, y)."""
   if word.badge:
     width, height = word_width(word, font) - 0.12 * font.size, 0.86 * font.size
@@ -267,9 +285,7 @@ def text_panel(
   return panel
 
 
-def _draw_line(
-  draw: ImageDraw.ImageDraw, y: float, line: Sequence[list[Word]], font: ImageFont.FreeTypeFont
-) -> None:
+def _draw_line(draw: ImageDraw.ImageDraw, y: float, line: Sequence[list[Word]], font: Font) -> None:
   x = 0.0
   space = font.getlength(" ")
   for chunk in line:
@@ -280,7 +296,7 @@ def _draw_line(
     x += space
 
 
-def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def shorten(text: str, font: Font, width: float) -> str:
   """The text, cut and ended with dots where it is wider than `width` pixels."""
   if font.getlength(text) + 2 <= width:
     return text

@@ -10,6 +10,8 @@ Dimension letters, used in every shape of this project:
 A *visual token* is one merged 2x2 block of patches, so a sample has P / 4 of them.
 """
 
+from typing import cast
+
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +22,15 @@ IGNORE_INDEX = -100
 """Label of a position that carries no language-model loss."""
 
 
-@flax.struct.dataclass
-class VisionInputs:
+def on_host(array: np.ndarray) -> Array:
+  """A numpy array in a field of the batches below, which `placement.put_batch` brings to devices.
+
+  Itself; for type checkers it is what JAX will make of it.
+  """
+  return cast(Array, array)
+
+
+class VisionInputs(flax.struct.PyTreeNode):
   """The images of a batch, packed sample by sample to P patches (padding has segment 0)."""
 
   pixel_values: UInt8[Array, "B P C"]
@@ -36,8 +45,7 @@ class VisionInputs:
   """Their bilinear weights (zeros for padding)."""
 
 
-@flax.struct.dataclass
-class TextInputs:
+class TextInputs(flax.struct.PyTreeNode):
   """Token ids of a batch, right-padded."""
 
   input_ids: Int32[Array, "B T"]
@@ -49,8 +57,7 @@ class TextInputs:
   """Index of the visual token that stands at a position, -1 for text."""
 
 
-@flax.struct.dataclass
-class Targets:
+class Targets(flax.struct.PyTreeNode):
   """What the SFT losses compare with."""
 
   labels: Int32[Array, "B T"]
@@ -63,8 +70,7 @@ class Targets:
   """Ground truth at the low-resolution mask size, 0 or 1."""
 
 
-@flax.struct.dataclass
-class Batch:
+class Batch(flax.struct.PyTreeNode):
   """One training batch."""
 
   vision: VisionInputs
@@ -74,8 +80,7 @@ class Batch:
   targets: Targets
 
 
-@flax.struct.dataclass
-class PromptTruth:
+class PromptTruth(flax.struct.PyTreeNode):
   """What is known of one prompt besides its inputs; stays on the host."""
 
   key: str
@@ -88,8 +93,7 @@ class PromptTruth:
   """Of the objects that the reference trace's reasoning mentions, each once."""
 
 
-@flax.struct.dataclass
-class PromptBatch:
+class PromptBatch(flax.struct.PyTreeNode):
   """Prompts of reinforcement learning, with their ground truth."""
 
   text: TextInputs
@@ -101,8 +105,7 @@ class PromptBatch:
   """One a row."""
 
 
-@flax.struct.dataclass
-class VisualFeatures:
+class VisualFeatures(flax.struct.PyTreeNode):
   """What the vision tower makes of the images of a batch."""
 
   tokens: Float[Array, "B Vt D"]
@@ -111,8 +114,7 @@ class VisualFeatures:
   """Features that are added after the first n text layers."""
 
 
-@flax.struct.dataclass
-class Completions:
+class Completions(flax.struct.PyTreeNode):
   """G samples of each of B prompts."""
 
   tokens: Int32[Array, "B G N"]

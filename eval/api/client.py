@@ -220,7 +220,8 @@ def parse_answer(completion: object) -> Answer:
   completion = completion if isinstance(completion, dict) else {}
   choices = completion.get("choices")
   choice = choices[0] if isinstance(choices, list) and choices else None
-  message = choice.get("message") if isinstance(choice, dict) else None
+  choice = choice if isinstance(choice, dict) else {}
+  message = choice.get("message")
   if not isinstance(message, dict):
     raise ValueError("no message")
   usage = completion.get("usage")

@@ -58,9 +58,10 @@ def predict(
     raise ValueError(f"sample {record.key}: {error}") from error
   found = find_boxes(response.text, box_format, response.sent_size).boxes[:max_boxes]
   boxes = [item.box for item in found]
+  scores: Sequence[float | None]
   if segmenter is None:
     masks = filled_masks(boxes, (picture.height, picture.width))
-    scores: list[float | None] = [None] * len(boxes)
+    scores = [None] * len(boxes)
   else:
     masks, scores = segmenter.masks(picture, boxes)
   objects = [

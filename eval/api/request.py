@@ -158,6 +158,6 @@ def sent_picture(data: bytes, box_format: BoxFormat, max_side: int = 0) -> SentP
 def _kind_to_send(data: bytes) -> str:
   """The MIME type of a file that can be sent as it is, "" for others."""
   with Image.open(io.BytesIO(data)) as file:
-    kind = SENT_AS_THEY_ARE.get(file.format, "")
+    kind = SENT_AS_THEY_ARE.get(file.format or "", "")
     plain = file.mode == "RGB" and "exif" not in file.info
   return kind if plain else ""

@@ -7,6 +7,7 @@ picture; what lies outside the picture is cut off.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -19,7 +20,7 @@ Size = tuple[int, int]
 Point = tuple[float, float]
 
 
-def polygon_mask(polygons: Sequence[object], size: Size) -> Bool[np.ndarray, "Y X"]:
+def polygon_mask(polygons: Sequence[Any], size: Size) -> Bool[np.ndarray, "Y X"]:
   """The union of polygons [x0, y0, x1, y1, ..] of at least three points.
 
   Raises ValueError for other lists.

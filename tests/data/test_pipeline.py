@@ -13,7 +13,7 @@ import pytest
 from tests import tiny
 from vrt_jax.config import DataConfig, ImageConfig, TrainConfig
 from vrt_jax.data.chat import ChatTokenizer
-from vrt_jax.data.pipeline import MAX_TRIES, BatchIterator, subset_numbers
+from vrt_jax.data.pipeline import MAX_TRIES, SFT, BatchIterator, subset_numbers
 from vrt_jax.data.records import TFRecordWriter, TrainRecord, serialize_eval, serialize_train
 from vrt_jax.data.sources import train_source
 from vrt_jax.ops.masks import encode_rle
@@ -34,7 +34,7 @@ def config(seed: int = 0, **data: object) -> TrainConfig:
 
 
 def stream(pattern: str, seed: int = 0, **data: object) -> BatchIterator:
-  return BatchIterator(config(seed, **data), pattern, tiny.tokenizer())
+  return BatchIterator(config(seed, **data), pattern, tiny.tokenizer(), SFT)
 
 
 def take(batches: BatchIterator, count: int) -> list[Batch]:
@@ -212,7 +212,8 @@ def test_real_photos(shared_data: Path):
     optim=dataclasses.replace(base.optim, batch_size=1),
   )
   tokenizer = ChatTokenizer.from_dir(shared_data / "qwen3-tokenizer")
-  batches = BatchIterator(real, str(shared_data / "photos" / "photos_train.tfrecord"), tokenizer)
+  pattern = str(shared_data / "photos" / "photos_train.tfrecord")
+  batches = BatchIterator(real, pattern, tokenizer, SFT)
   batch = next(batches)
   assert batch.text.input_ids.shape == (1, 8192)
   assert batch.vision.pixel_values.shape == (1, 6400, 1536)

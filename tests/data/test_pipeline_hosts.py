@@ -15,7 +15,7 @@ import pytest
 from tests import tiny
 from vrt_jax.data import tfds_builders
 from vrt_jax.data.buckets import pad_to_bucket
-from vrt_jax.data.pipeline import BatchIterator, record_order
+from vrt_jax.data.pipeline import SFT, BatchIterator, record_order
 from vrt_jax.data.records import TrainRecord
 from vrt_jax.data.sources import Source
 from vrt_jax.types import Batch
@@ -42,7 +42,7 @@ def stream(path: str, index: int = 0, count: int = 1, **data: object) -> BatchIt
     data=dataclasses.replace(base.data, max_bad_share=0.6, **data),
     optim=dataclasses.replace(base.optim, batch_size=BATCH_SIZE),
   )
-  return BatchIterator(config, path, tiny.tokenizer(), index, count)
+  return BatchIterator(config, path, tiny.tokenizer(), SFT, index, count)
 
 
 def take(batches: BatchIterator, count: int) -> list[Batch]:

@@ -117,7 +117,7 @@ def records_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def stream(path: str, index: int = 0, count: int = 1, **data: object) -> BatchIterator[PromptBatch]:
   data = {"max_bad_share": 0.9, **data}
-  return BatchIterator(config(**data), path, tiny.tokenizer(), index, count, PROMPTS)
+  return BatchIterator(config(**data), path, tiny.tokenizer(), PROMPTS, index, count)
 
 
 def keys(batches: BatchIterator[PromptBatch], count: int) -> list[str]:
@@ -159,4 +159,4 @@ def test_a_keys_file_names_the_prompts(records_file: str, tmp_path: Path):
 def test_buckets_must_ascend(records_file: str):
   wrong = dataclasses.replace(config(), grpo=GrpoConfig(prompt_buckets=BUCKETS[::-1]))
   with pytest.raises(ValueError, match=r"grpo.prompt_buckets must ascend"):
-    BatchIterator(wrong, records_file, tiny.tokenizer(), task=PROMPTS)
+    BatchIterator(wrong, records_file, tiny.tokenizer(), PROMPTS)

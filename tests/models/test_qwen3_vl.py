@@ -252,7 +252,8 @@ def test_no_deepstack():
   vision_config = dataclasses.replace(CONFIG.vision, deepstack_indexes=())
   model = randomised(dataclasses.replace(CONFIG, vision=vision_config))
   text, vision = make_inputs()
-  assert model.embed_multimodal(text, vision)[1] is None
+  features = model.visual_features(vision).deepstack
+  assert features.shape == (len(text.input_ids), 0, vision.pixel_values.shape[1] // 4, 24)
   assert forward(model, text, vision).shape == (*text.input_ids.shape, 24)
 
 

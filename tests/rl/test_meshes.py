@@ -4,8 +4,6 @@ The same samples, masks, losses and gradients.
 """
 
 import functools
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @functools.cache
 def computed(folder: Path) -> dict[str, dict[str, np.ndarray]]:
   """What `on_meshes` writes, by run."""
-  out = folder / "runs.npz"
-  done = subprocess.run(
-    [sys.executable, "-m", "tests.rl.on_meshes", str(out), "one", *RUNS],
-    cwd=processes.ROOT,
-    env=processes.ENVIRONMENT,
-    capture_output=True,
-    text=True,
-  )
-  assert done.returncode == 0, done.stderr
-  found: dict[str, dict[str, np.ndarray]] = {}
-  with np.load(out) as file:
-    for name in file.files:
-      run, _, what = name.partition("/")
-      found.setdefault(run, {})[what] = file[name]
-  return found
+  return processes.arrays_by("tests.rl.on_meshes", folder / "runs.npz", "one", *RUNS)
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {f"{part}_seconds" for part in ("rollout", "reward", "update")}
 TIMES = {"step_seconds", "tokens_per_second", "compiles", *PARTS}
-LIMIT_S = 600
+LIMIT_S = 900
 ENVIRONMENT = {
   **os.environ,
   "JAX_PLATFORMS": "cpu",
@@ -73,6 +73,18 @@ def found_by(module: str, file: Path) -> dict:
   status, _, errors = finish(start_module(module, str(file)))
   assert status == 0, errors
   return json.loads(file.read_text())
+
+
+def arrays_by(module: str, file: Path, *names: str) -> dict[str, dict[str, np.ndarray]]:
+  """The arrays that `python -m module file names..` writes as `<run>/<what>`, by run."""
+  status, _, errors = finish(start_module(module, str(file), *names))
+  assert status == 0, errors
+  found: dict[str, dict[str, np.ndarray]] = {}
+  with np.load(file) as arrays:
+    for name in arrays.files:
+      run, _, what = name.partition("/")
+      found.setdefault(run, {})[what] = arrays[name]
+  return found
 
 
 def run_together(

@@ -34,21 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @functools.cache
 def computed(folder: Path, *names: str) -> dict[str, Arrays]:
   """What `on_meshes` writes, by run."""
-  out = folder / f"{names[0]}_{names[1]}.npz"
-  done = subprocess.run(
-    [sys.executable, "-m", "tests.train.on_meshes", str(out), *names],
-    cwd=processes.ROOT,
-    env=processes.ENVIRONMENT,
-    capture_output=True,
-    text=True,
-  )
-  assert done.returncode == 0, done.stderr
-  found: dict[str, Arrays] = {}
-  with np.load(out) as file:
-    for name in file.files:
-      run, _, what = name.partition("/")
-      found.setdefault(run, {})[what] = file[name]
-  return found
+  file = folder / f"{names[0]}_{names[1]}.npz"
+  return processes.arrays_by("tests.train.on_meshes", file, *names)
 
 
 def part(arrays: Arrays, start: str) -> Arrays:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from tests import tiny
 from vrt_jax.config import MeshConfig, SftLossConfig, TrainConfig
-from vrt_jax.data.pipeline import BatchIterator
+from vrt_jax.data.pipeline import SFT, BatchIterator
 from vrt_jax.placement import put_batch
 from vrt_jax.runtime import make_mesh
 from vrt_jax.train.checkpoint import Checkpoints
@@ -191,7 +191,7 @@ def test_resume_equals_straight_bit_for_bit(tmp_path: Path):
   pattern = tiny.write_train(tmp_path / "train.tfrecord", [tiny.train_record(i) for i in range(6)])
 
   def stream() -> BatchIterator:
-    return BatchIterator(CONFIG, pattern, tiny.tokenizer())
+    return BatchIterator(CONFIG, pattern, tiny.tokenizer(), SFT)
 
   state, frozen = fresh()
   batches = stream()

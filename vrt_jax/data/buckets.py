@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
+from jax import Array
 
-from vrt_jax.types import IGNORE_INDEX, Batch, PromptBatch
+from vrt_jax.types import IGNORE_INDEX, Batch, PromptBatch, on_host
 
 Bucket = tuple[int, int]
 """(tokens, patches) of every sample of a batch."""
@@ -81,8 +82,8 @@ def pad_to_bucket(batch: Padded, bucket: Bucket) -> Padded:
   )
 
 
-def _grow(array: np.ndarray, axis: int, count: int, value: int) -> np.ndarray:
+def _grow(array: Array, axis: int, count: int, value: int) -> Array:
   """`count` more entries of `value` at the end of an axis."""
   widths = [(0, 0)] * array.ndim
   widths[axis] = (0, count)
-  return np.pad(array, widths, constant_values=value)
+  return on_host(np.pad(array, widths, constant_values=value))

@@ -136,11 +136,11 @@ class BatchIterator(Iterator[B]):
     config: with the resolved model and image settings.
     data: glob of TFRecord files, or the folder of a prepared data set.
     tokenizer: of the model.
+    task: what records become, e.g. `SFT`.
     process_index: this host's number.
     process_count: hosts that share every batch; each gives its contiguous rows of it, and all rows
       in the order of hosts are the batch that one host alone would give. A host pads its rows to
       the smallest bucket that holds them, see `vrt_jax.data.buckets`.
-    task: what records become; the batches of supervised fine-tuning unless given.
 
   Raises ValueError where hosts do not divide the batch size, buckets do not ascend, no record is
   there, or the keys file is wrong.
@@ -151,9 +151,9 @@ class BatchIterator(Iterator[B]):
     config: TrainConfig,
     data: str,
     tokenizer: ChatTokenizer,
+    task: Task[Any, B],
     process_index: int = 0,
     process_count: int = 1,
-    task: Task[Any, B] = SFT,
   ):
     if not 0 <= process_index < process_count:
       raise ValueError(f"process {process_index} is not one of {process_count}")

@@ -50,7 +50,7 @@ def _check_grid(grid: Grid, merge: int) -> None:
 
 def _frame_layout(h: int, w: int, merge: int, side: int) -> tuple[np.ndarray, ...]:
   """Positions (P, 2), table indices (P, 4) and weights (P, 4) of an h x w frame."""
-  positions = np.stack(np.mgrid[:h, :w], axis=-1).astype(np.int32)
+  positions = np.stack([*np.mgrid[:h, :w]], axis=-1).astype(np.int32)
   row_index, row_weight = _taps(h, side)
   column_index, column_weight = _taps(w, side)
   index = row_index[:, None, :, None] * side + column_index[None, :, None, :]

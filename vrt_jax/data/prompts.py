@@ -28,7 +28,7 @@ from vrt_jax.data.transforms import (
   segmentation_of,
   small_object_mask,
 )
-from vrt_jax.types import PromptBatch, PromptTruth
+from vrt_jax.types import PromptBatch, PromptTruth, on_host
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def collate_prompts(
   return PromptBatch(
     text=text,
     vision=vision,
-    rope_deltas=deltas,
-    grounding_image=np.stack([e.grounding_image for e in examples]),
+    rope_deltas=on_host(deltas),
+    grounding_image=on_host(np.stack([e.grounding_image for e in examples])),
     truths=tuple(e.truth for e in examples),
   )
 

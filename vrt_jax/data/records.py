@@ -6,6 +6,7 @@ VRT-80k (training) and VRT-Eval, as published with R-Sa2VA (arXiv 2512.05091).
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vrt_jax.data.tf_example import FeatureValue, parse_example, serialize_example
 from vrt_jax.data.tfrecord import TFRecordSource, TFRecordWriter
@@ -66,7 +67,7 @@ def _feature(features: dict[str, FeatureValue], name: str, kind: type) -> list:
   return values
 
 
-def _single(features: dict[str, FeatureValue], name: str, kind: type):
+def _single(features: dict[str, FeatureValue], name: str, kind: type) -> Any:
   values = _feature(features, name, kind)
   if len(values) != 1:
     raise ValueError(f"bad feature: {name} holds {len(values)} values instead of 1")

@@ -8,10 +8,10 @@ import io
 import itertools
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -30,7 +30,7 @@ from vrt_jax.data.shapes_draw import is_visible, make_scene, render
 from vrt_jax.data.shapes_framed import FRAMED_TASKS, framed
 from vrt_jax.data.shapes_questions import FAMILIES, Trace
 from vrt_jax.data.shapes_refer import TASKS, Request
-from vrt_jax.data.shapes_scene import SPLITS, Scene, draft_scene
+from vrt_jax.data.shapes_scene import SPLITS, Scene, Shape, draft_scene
 
 __all__ = [
   "corpus",
@@ -43,6 +43,8 @@ __all__ = [
   "write_shapes",
 ]
 
+T = TypeVar("T")
+
 Task = Literal["trace", "refer", "framed"]
 _TASKS = ("trace", "refer", "framed")
 _JPEG_QUALITY = 92
@@ -53,7 +55,7 @@ _KEEP_EXTREME = 0.8
 """Share of the questions kept whose answer is small or large, to balance the middle size."""
 
 
-def _pick(rng: np.random.Generator, options):
+def _pick(rng: np.random.Generator, options: Sequence[tuple[float, T]]) -> T:
   """One of ((share, value), ...)."""
   shares = np.array([share for share, _ in options])
   return options[rng.choice(len(shares), p=shares / shares.sum())][1]
@@ -164,7 +166,7 @@ def refer_sample(
   image, objects = _picture(scene)
   if in_frame:
     question, reasoning, answer_caption, answer = framed(scene, request, rng)
-    answers = (answer,)
+    answers: tuple[Shape, ...] = (answer,)
   else:
     question, reasoning, answer_caption = request.question, "", request.answer_caption
     answers = request.answers

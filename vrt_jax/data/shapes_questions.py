@@ -146,7 +146,8 @@ def _same(scene: Scene, rng: np.random.Generator) -> list[Trace]:
         )
         start = f"{sentence(_ver(anchor))} is {value}."
         found = f"{_ver(answer)} is {value}"
-        evidence, text = (anchor, answer), f"{sentence(found)} too."
+        evidence: tuple[Shape, ...] = (anchor, answer)
+        text = f"{sentence(found)} too."
         if rng.random() < 0.5:
           other = others[rng.integers(len(others))]
           not_so = other.colour if field == "colour" else other.pattern

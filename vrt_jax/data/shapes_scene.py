@@ -5,7 +5,7 @@ combinations never appear in the training split; every picture of the eval split
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -132,7 +132,9 @@ def _clash(a: Shape, b: Shape) -> bool:
   return a.combination == b.combination and {a.size, b.size} != {"small", "large"}
 
 
-def _subset(rng: np.random.Generator, values: tuple[str, ...], count: int, first=()) -> list[str]:
+def _subset(
+  rng: np.random.Generator, values: Sequence[str], count: int, first: Sequence[str] = ()
+) -> list[str]:
   rest = [v for v in values if v not in first]
   return [*first, *rng.permutation(rest)[: max(0, count - len(first))].tolist()]
 

@@ -99,7 +99,7 @@ class Source(Sequence, Generic[Record]):
   def __len__(self) -> int:
     return len(self.raw)
 
-  def __getitem__(self, index: int) -> Record:
+  def __getitem__(self, index: int) -> Record:  # type: ignore[override]  # no slices
     return self.parse(self.raw[index])
 
   def keys(self) -> list[str]:

@@ -5,9 +5,11 @@ floats or of int64s.
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeGuard, TypeVar
 
 FeatureValue = list[bytes] | list[int] | list[float]
+V = TypeVar("V")
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
@@ -30,15 +32,15 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
   raise ValueError("malformed tf.Example: bad varint")
 
 
-def _read_fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
-  """Yields (field number, wire type, value) of one protobuf message."""
+def _read_fields(data: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
+  """Yields (field number, wire type, number, bytes) of one protobuf message; a field has either."""
   at = 0
   while at < len(data):
     tag, at = _read_varint(data, at)
     number, wire = tag >> 3, tag & 7
     if wire == _VARINT:
       value, at = _read_varint(data, at)
-      yield number, wire, value
+      yield number, wire, value, data[:0]
       continue
     if wire == _BYTES:
       size, at = _read_varint(data, at)
@@ -48,7 +50,7 @@ def _read_fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]
       raise ValueError(f"malformed tf.Example: wire type {wire}")
     if at + size > len(data):
       raise ValueError("malformed tf.Example: a field runs past the end of its message")
-    yield number, wire, data[at : at + size]
+    yield number, wire, 0, data[at : at + size]
     at += size
 
 
@@ -58,7 +60,7 @@ def _signed(value: int) -> int:
 
 def _parse_list(kind: int, data: memoryview) -> FeatureValue:
   values: list = []
-  for number, wire, item in _read_fields(data):
+  for number, wire, value, item in _read_fields(data):
     if number != 1:
       continue
     if kind == _BYTES_LIST and wire == _BYTES:
@@ -66,7 +68,7 @@ def _parse_list(kind: int, data: memoryview) -> FeatureValue:
     elif kind == _FLOAT_LIST and wire in (_BYTES, _FIXED32) and len(item) % 4 == 0:
       values += struct.unpack(f"<{len(item) // 4}f", item)
     elif kind == _INT64_LIST and wire == _VARINT:
-      values.append(_signed(item))
+      values.append(_signed(value))
     elif kind == _INT64_LIST and wire == _BYTES:
       at = 0
       while at < len(item):
@@ -78,8 +80,9 @@ def _parse_list(kind: int, data: memoryview) -> FeatureValue:
 
 
 def _parse_entry(data: memoryview) -> tuple[str, FeatureValue]:
-  name, value = "", []
-  for number, wire, item in _read_fields(data):
+  name = ""
+  value: FeatureValue = []
+  for number, wire, _, item in _read_fields(data):
     if wire != _BYTES:
       raise ValueError(f"malformed tf.Example: wire type {wire} in a feature")
     if number == 1:
@@ -88,7 +91,7 @@ def _parse_entry(data: memoryview) -> tuple[str, FeatureValue]:
       except UnicodeDecodeError:
         raise ValueError("malformed tf.Example: a feature name is not UTF-8") from None
     elif number == 2:
-      for kind, inner_wire, inner in _read_fields(item):
+      for kind, inner_wire, _, inner in _read_fields(item):
         if kind not in (_BYTES_LIST, _FLOAT_LIST, _INT64_LIST) or inner_wire != _BYTES:
           raise ValueError(f"malformed tf.Example: feature {name!r} has list kind {kind}")
         value = _parse_list(kind, inner)
@@ -98,12 +101,12 @@ def _parse_entry(data: memoryview) -> tuple[str, FeatureValue]:
 def parse_example(data: bytes) -> dict[str, FeatureValue]:
   """Parses a serialised tf.Example; raises ValueError where it is malformed."""
   features: dict[str, FeatureValue] = {}
-  for number, wire, message in _read_fields(memoryview(data)):
+  for number, wire, _, message in _read_fields(memoryview(data)):
     if number != 1:
       continue
     if wire != _BYTES:
       raise ValueError(f"malformed tf.Example: wire type {wire} at the top")
-    for inner_number, inner_wire, entry in _read_fields(message):
+    for inner_number, inner_wire, _, entry in _read_fields(message):
       if inner_number == 1 and inner_wire == _BYTES:
         name, value = _parse_entry(entry)
         features[name] = value
@@ -167,17 +170,21 @@ def _field(number: int, data: bytes) -> bytes:
   return _varint(number << 3 | _BYTES) + _varint(len(data)) + data
 
 
+def _all_are(values: Sequence, kind: type[V]) -> TypeGuard[Sequence[V]]:
+  return all(isinstance(value, kind) for value in values)
+
+
 def serialize_example(features: dict[str, FeatureValue]) -> bytes:
   """Serialises features to a tf.Example; an empty list becomes a feature without a value."""
   entries = []
   for name, values in features.items():
     if not values:
       feature = b""
-    elif all(isinstance(v, bytes) for v in values):
+    elif _all_are(values, bytes):
       feature = _field(_BYTES_LIST, b"".join(_field(1, v) for v in values))
-    elif all(isinstance(v, int) for v in values):
+    elif _all_are(values, int):
       feature = _field(_INT64_LIST, _field(1, b"".join(_varint(v) for v in values)))
-    elif all(isinstance(v, float) for v in values):
+    elif _all_are(values, float):
       feature = _field(_FLOAT_LIST, _field(1, struct.pack(f"<{len(values)}f", *values)))
     else:
       raise ValueError(f"feature {name!r} mixes types; use a list of bytes, of int or of float")

@@ -144,9 +144,9 @@ def _save_index(path: str, offsets: Int64[np.ndarray, "N"], status: os.stat_resu
 
 def expand(patterns: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
   """The files of a path or glob, or of several, each in sorted order; ValueError for none."""
-  single = isinstance(patterns, str | os.PathLike)
+  several = [patterns] if isinstance(patterns, str | os.PathLike) else patterns
   paths: list[str] = []
-  for pattern in map(os.fspath, [patterns] if single else patterns):
+  for pattern in [os.fspath(p) for p in several]:
     matches = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern))
     if not matches:
       raise ValueError(f"no file matches {pattern!r}")

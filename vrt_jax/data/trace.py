@@ -232,7 +232,7 @@ def _noun_phrase_start(text: str, start: int, end: int) -> int:
   """
   words = [(match.start(), match.group().lower()) for match in _WORD.finditer(text, start, end)]
   begin = end
-  tail = []
+  tail: list[str] = []
   for i in reversed(range(max(0, len(words) - MAX_PHRASE_WORDS), len(words))):
     position, word = words[i]
     if word not in _STOPS:
@@ -267,7 +267,7 @@ def mentions(text: str) -> list[Mention]:
       "A cap (<vea><obj2> [SEG]</vea>)" -> [Mention(0, "none", "A cap", (0, 31), 2)]
   """
   reasoning, answer = (set(indices) for indices in seg_roles(text))
-  found = []
+  found: list[Mention] = []
   end = 0
   for i, match in enumerate(_MARKUP.finditer(text)):
     start = match.start()
@@ -278,6 +278,6 @@ def mentions(text: str) -> list[Mention]:
     end = match.end()
     digits = match.group(1)
     number = int(digits) if digits and len(digits) <= _MAX_DIGITS else None
-    role = "reasoning" if i in reasoning else "answer" if i in answer else "none"
+    role: Role = "reasoning" if i in reasoning else "answer" if i in answer else "none"
     found.append(Mention(i, role, phrase, (start, end), number))
   return found

@@ -6,6 +6,7 @@ A record that cannot be used raises ValueError("reason: detail"); the pipeline c
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from vrt_jax.data.positions import (
 from vrt_jax.data.records import TrainRecord
 from vrt_jax.data.trace import training_example
 from vrt_jax.ops.masks import decode_rle, decode_rle_nearest, rle_size
-from vrt_jax.types import IGNORE_INDEX, Batch, Targets, TextInputs, VisionInputs
+from vrt_jax.types import IGNORE_INDEX, Batch, Targets, TextInputs, VisionInputs, on_host
 
 NUM_THINK_PROMPTS = 2
 
@@ -199,7 +200,9 @@ def make_example(
   )
 
 
-def choose_bucket(samples: list[Prompt], buckets: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+def choose_bucket(
+  samples: Sequence[Prompt], buckets: tuple[tuple[int, int], ...]
+) -> tuple[int, int]:
   """The first (tokens, patches) bucket that holds every sample; ValueError where none does."""
   tokens = max(len(s.input_ids) for s in samples)
   patches = max(len(s.patches) for s in samples)
@@ -212,7 +215,7 @@ def choose_bucket(samples: list[Prompt], buckets: tuple[tuple[int, int], ...]) -
 
 
 def pad_inputs(
-  samples: list[Prompt],
+  samples: Sequence[Prompt],
   bucket: tuple[int, int],
   tokenizer: ChatTokenizer,
   image: ImageConfig,
@@ -224,12 +227,10 @@ def pad_inputs(
   """
   num_tokens, num_patches = bucket
   batch, values = len(samples), samples[0].patches.shape[1]
-  text = TextInputs(
-    input_ids=np.zeros((batch, num_tokens), np.int32),
-    token_mask=np.zeros((batch, num_tokens), bool),
-    position_ids=np.zeros((3, batch, num_tokens), np.int32),
-    visual_index=np.full((batch, num_tokens), -1, np.int32),
-  )
+  input_ids = np.zeros((batch, num_tokens), np.int32)
+  token_mask = np.zeros((batch, num_tokens), bool)
+  position_ids = np.zeros((3, batch, num_tokens), np.int32)
+  indices = np.full((batch, num_tokens), -1, np.int32)
   pixel_values = np.zeros((batch, num_patches, values), np.uint8)
   layouts, deltas = [], []
   for row, s in enumerate(samples):
@@ -237,15 +238,23 @@ def pad_inputs(
     positions, delta = mrope_position_ids(
       s.input_ids, grids, tokenizer.image_pad_id, image.merge_size
     )
-    text.input_ids[row, :n] = s.input_ids
-    text.token_mask[row, :n] = True
-    text.position_ids[:, row, :n] = positions
-    text.visual_index[row, :n] = visual_index(s.input_ids, tokenizer.image_pad_id)
+    input_ids[row, :n] = s.input_ids
+    token_mask[row, :n] = True
+    position_ids[:, row, :n] = positions
+    indices[row, :n] = visual_index(s.input_ids, tokenizer.image_pad_id)
     pixel_values[row, : len(s.patches)] = s.patches
     layouts.append(vision_layout(grids, num_patches, image.merge_size, position_side))
     deltas.append(delta)
-  layout = VisionLayout(*map(np.stack, zip(*layouts, strict=True)))
-  vision = VisionInputs(pixel_values=pixel_values, **layout._asdict())
+  text = TextInputs(
+    input_ids=on_host(input_ids),
+    token_mask=on_host(token_mask),
+    position_ids=on_host(position_ids),
+    visual_index=on_host(indices),
+  )
+  layout = VisionLayout(*map(np.stack, zip(*layouts, strict=True)))._asdict()
+  vision = VisionInputs(
+    pixel_values=on_host(pixel_values), **{name: on_host(x) for name, x in layout.items()}
+  )
   return text, vision, np.asarray(deltas, np.int32)
 
 
@@ -264,10 +273,10 @@ def collate(
     np.pad(e.labels, (0, bucket[0] - len(e.labels)), constant_values=IGNORE_INDEX) for e in examples
   ]
   targets = Targets(
-    labels=np.stack(labels).astype(np.int32),
-    seg_positions=np.stack([e.seg_positions for e in examples]),
-    seg_valid=np.ones((len(examples), len(examples[0].seg_positions)), bool),
-    masks=np.stack([e.masks for e in examples]),
+    labels=on_host(np.stack(labels).astype(np.int32)),
+    seg_positions=on_host(np.stack([e.seg_positions for e in examples])),
+    seg_valid=on_host(np.ones((len(examples), len(examples[0].seg_positions)), bool)),
+    masks=on_host(np.stack([e.masks for e in examples])),
   )
-  grounding = np.stack([e.grounding_image for e in examples])
+  grounding = on_host(np.stack([e.grounding_image for e in examples]))
   return Batch(vision=vision, text=text, grounding_image=grounding, targets=targets)

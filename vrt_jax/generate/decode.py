@@ -26,8 +26,7 @@ MIN_STAGED = 512
 """New tokens from which on TPUs decode in stages."""
 
 
-@flax.struct.dataclass
-class GenerationInputs:
+class GenerationInputs(flax.struct.PyTreeNode):
   """A padded batch of prompts."""
 
   text: TextInputs
@@ -38,8 +37,7 @@ class GenerationInputs:
   """[B, Y, X, 3] uint8."""
 
 
-@flax.struct.dataclass
-class TokenIds:
+class TokenIds(flax.struct.PyTreeNode):
   """The ids that decoding treats specially."""
 
   seg: int = flax.struct.field(pytree_node=False)
@@ -48,8 +46,7 @@ class TokenIds:
   forbidden: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
 
-@flax.struct.dataclass
-class TokenStats:
+class TokenStats(flax.struct.PyTreeNode):
   """Of the tokens so far, under the model at `temperature` over the whole vocabulary."""
 
   logps: Float[Array, "B G N"]
@@ -58,8 +55,7 @@ class TokenStats:
   temperature: float = flax.struct.field(pytree_node=False, default=1.0)
 
 
-@flax.struct.dataclass
-class DecodeState:
+class DecodeState(flax.struct.PyTreeNode):
   """What the decode loop carries for G samples of each of B prompts."""
 
   step: Int32[Array, ""]
@@ -95,16 +91,18 @@ def read_prompts(
   """The prompts' keys and values, and their hidden states before the final norm."""
   embeds = model.qwen.embed_with(text, visual.tokens, model.dtype)
   segments = text.token_mask.astype(jnp.int32)
-  cache = KVCache.zeros(model.config.text, *segments.shape, model.dtype)
+  rows, slots = segments.shape
+  empty = KVCache.zeros(model.config.text, rows, slots, model.dtype)
   hidden, cache = model.qwen.language_model.hidden_states(
     embeds,
     text.position_ids,
     AttentionMask.causal(segments, segments),
     jnp.moveaxis(visual.deepstack, 1, 0),
     text.visual_index,
-    cache,
+    empty,
     0,
   )
+  assert isinstance(cache, KVCache)
   return cache, hidden
 
 
@@ -230,6 +228,7 @@ def decode(
   """
   vocab, (b, g, max_new_tokens) = logits.shape[-1], state.tokens.shape
   forbidden = jnp.zeros(vocab, bool).at[jnp.asarray(ids.forbidden, jnp.int32)].set(True)
+  assert isinstance(state.cache, GroupCache)
   language, cache = model.qwen.language_model.for_decoding(state.cache)
   state = state.replace(cache=cache)
 
@@ -241,10 +240,13 @@ def decode(
   stages = STAGES if on_tpu() and max_new_tokens >= MIN_STAGED else 1
   for stage in range(1, stages + 1):
     slots = max_new_tokens * stage // stages
-    if stages > 1:
+    if stages > 1 and isinstance(state.cache, GroupCache):
       state = state.replace(cache=state.cache.replace(slots_read=slots))
-    last = min(slots, max_new_tokens - 1)
-    state = jax.lax.while_loop(lambda s, last=last: (s.step < last) & ~jnp.all(s.done), body, state)
+
+    def goes_on(state: DecodeState, last: int = min(slots, max_new_tokens - 1)) -> Array:
+      return (state.step < last) & ~jnp.all(state.done)
+
+    state = jax.lax.while_loop(goes_on, body, state)
   return state
 
 

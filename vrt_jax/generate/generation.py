@@ -27,8 +27,7 @@ from vrt_jax.models.sam2.model import ImageFeatures, MaskOutput
 from vrt_jax.ops.sharding import on_mesh, on_one_cpu
 
 
-@flax.struct.dataclass
-class Text:
+class Text(flax.struct.PyTreeNode):
   """New tokens."""
 
   tokens: Int32[Array, "B N"]
@@ -39,7 +38,6 @@ class Text:
   """[SEG] with a hidden state, prompt included; those beyond M have no mask."""
 
 
-@flax.struct.dataclass
 class Generation(Text):
   """New tokens and the masks of all [SEG] that were inputs."""
 

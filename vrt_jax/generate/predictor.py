@@ -22,6 +22,7 @@ from vrt_jax.models.stacks import with_layers_apart
 from vrt_jax.ops.masks import encode_rle
 from vrt_jax.ops.resize import resize_bilinear_numpy
 from vrt_jax.placement import fetch, place_params, put_whole_batch, replicate
+from vrt_jax.types import on_host
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Predictor:
       prompts, bucket, self._loaded.tokenizer, self._loaded.image, side
     )
     grounding = np.stack([p.grounding_image for p in prompts])
-    inputs = GenerationInputs(text, vision, deltas, grounding)
+    inputs = GenerationInputs(text, vision, on_host(deltas), on_host(grounding))
     return put_whole_batch(inputs, self._mesh) if self._mesh else inputs
 
   def _prediction(
@@ -213,4 +214,5 @@ def prompt_bucket(loaded: Loaded, request: Request, thinking: bool) -> tuple[int
 
 def rounded_bucket(prompt: Prompt) -> tuple[int, int]:
   """The smallest (tokens, patches) that are multiples of `BUCKET_STEP` and hold a prompt."""
-  return tuple(-(-len(x) // BUCKET_STEP) * BUCKET_STEP for x in (prompt.input_ids, prompt.patches))
+  tokens, patches = (-(-len(x) // BUCKET_STEP) for x in (prompt.input_ids, prompt.patches))
+  return tokens * BUCKET_STEP, patches * BUCKET_STEP

@@ -1,6 +1,8 @@
 """Language-model losses on hidden states; the [B, T, V] logits never exist as a whole."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -130,14 +132,16 @@ def _logps(
   return picked - normalizer, is_token - jnp.exp(logits - normalizer[..., None])
 
 
-def _map_needed(function, needed: Bool[Array, "C"], xs: tuple[Array, ...]):
+def _map_needed(
+  function: Callable[[Any], Any], needed: Bool[Array, "C"], xs: tuple[Array, ...]
+) -> Any:
   """`function` of each element of `xs` in turn; zeros for those that are not needed."""
   like = jax.eval_shape(lambda xs: function(jax.tree.map(lambda x: x[0], xs)), xs)
 
   def zeros() -> object:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
-  def element(x: tuple[Array, tuple[Array, ...]]):
+  def element(x: tuple[Array, tuple[Array, ...]]) -> Any:
     return jax.lax.cond(x[0], lambda: function(x[1]), zeros)
 
   return jax.lax.map(element, (needed, xs))

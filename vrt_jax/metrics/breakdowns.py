@@ -44,7 +44,9 @@ def breakdowns(details: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict
 
 
 def _by_size(details: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-  binned = {name: {role: [] for role in ROLES} for name, _ in SIZE_BINS}
+  binned: dict[str, dict[str, list[float]]] = {
+    name: {role: [] for role in ROLES} for name, _ in SIZE_BINS
+  }
   for detail in details:
     for role in ROLES:
       shares = detail["ground_truth"][f"{role}_area_shares"]

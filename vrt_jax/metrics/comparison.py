@@ -61,7 +61,7 @@ def paired_difference(
     point, *draws = values - second[name]
     low, high = np.percentile(draws, [tail, 100 - tail])
     draws = np.asarray(draws)
-    beyond = min(np.mean(draws <= 0), np.mean(draws >= 0))
+    beyond = min(float(np.mean(draws <= 0)), float(np.mean(draws >= 0)))
     p_value = min(1.0, 2 * max(beyond, 1 / resamples))
     found[name] = Difference(float(point), float(low), float(high), float(p_value))
   return found

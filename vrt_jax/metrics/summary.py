@@ -110,7 +110,7 @@ def resampled_metrics(
   samples: Sequence[Sample], weights: Float[np.ndarray, "R S"]
 ) -> dict[str, Float[np.ndarray, "R"]]:
   """Each metric of each weighted set of samples."""
-  draws = {}
+  draws: dict[str, np.ndarray] = {}
   for role in ROLES:
     masks, total, hits, hit_total = (weights @ _sums(samples, role)).T
     draws |= {

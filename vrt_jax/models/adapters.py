@@ -17,8 +17,7 @@ LINEAR = "linear"
 """Name of the sum that an adapted layer gives, for rematerialisation policies."""
 
 
-@struct.dataclass
-class Dropout:
+class Dropout(struct.PyTreeNode):
   """Inverted dropout with a mask that is drawn already."""
 
   keep: Bool[Array, "*B D"]

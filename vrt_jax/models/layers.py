@@ -42,7 +42,7 @@ class ShapeRngs(nnx.Rngs):
   Tracing the initialisers of a large model takes several times as long as tracing zeros.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     super().__init__(0)
 
 
@@ -62,9 +62,9 @@ def whole_weights(state: nnx.State) -> nnx.State:
   Their gradients are divided again as they are summed. Without such a mesh nothing happens. Named
   `GATHERED`, so that a layer's whole weights are not kept for the backward pass.
   """
-  if not divides_weights():
-    return state
   mesh = ambient_mesh()
+  if mesh is None or not divides_weights():
+    return state
 
   def gather(variable: nnx.Variable) -> nnx.Variable:
     value = variable.get_value()

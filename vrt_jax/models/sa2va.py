@@ -14,8 +14,7 @@ from vrt_jax.models.sam2.model import ImageFeatures, MaskOutput, Sam2
 from vrt_jax.types import Batch
 
 
-@flax.struct.dataclass
-class Sa2VAOutput:
+class Sa2VAOutput(flax.struct.PyTreeNode):
   """What a training forward pass gives the losses."""
 
   hidden_states: Float[Array, "B T D"]

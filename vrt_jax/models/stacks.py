@@ -18,8 +18,7 @@ LARGE = 2**22
 """Bytes of a stacked parameter from which on it is better not copied."""
 
 
-@struct.dataclass
-class Apart:
+class Apart(struct.PyTreeNode):
   """A stacked parameter whose layers are arrays of their own."""
 
   layers: tuple[Array, ...]

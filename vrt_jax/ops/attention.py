@@ -41,9 +41,9 @@ def attention(
   if platform() == "cpu" and is_short(t, k.shape[1]):
     return all_heads(q, k, v, mask)
   if t > MAX_UNCHUNKED and on_tpu() and (mask is None or mask.q_slots is None or mask.from_start):
-    segments = (None, None) if mask is None else (mask.q_segments, mask.kv_segments)
-    causal = mask is not None and mask.from_start
-    return splash(q, k, v, *segments, causal)
+    if mask is None:
+      return splash(q, k, v, None, None, causal=False)
+    return splash(q, k, v, mask.q_segments, mask.kv_segments, mask.from_start)
   if flash_knows(q):
     return flash(q, k, v, mask, lambda q, k, v: in_chunks(q, k, v, mask))
   return in_chunks(q, k, v, mask)

@@ -11,8 +11,7 @@ MASKED = -1e30
 """Score of a key that a query may not look at."""
 
 
-@struct.dataclass
-class AttentionMask:
+class AttentionMask(struct.PyTreeNode):
   """Who may look at whom: equal non-zero segments and, where `causal`, no later slot.
 
   Keys of segment 0 are padding. Queries of segment 0 give rows without meaning (finite).

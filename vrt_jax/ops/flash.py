@@ -4,6 +4,7 @@ They know keys that all count, keys up to a row's length, and causality from the
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,5 +103,5 @@ def packed_flash(
   return jnp.concatenate([out[:, 0, :prompt], runs], axis=1)
 
 
-def _cudnn(q: Array, k: Array, v: Array, **kind: object) -> Array:
+def _cudnn(q: Array, k: Array, v: Array, **kind: Any) -> Array:
   return jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **kind)

@@ -19,8 +19,7 @@ from vrt_jax.ops.sharding import on_tpu
 from vrt_jax.ops.splash import packed_splash
 
 
-@struct.dataclass
-class PackedMask:
+class PackedMask(struct.PyTreeNode):
   """Who may look at whom in sequences of P prompt slots and then G runs of N completion slots.
 
   A prompt slot looks at earlier ones, slot i of a run at the prompt and at slots 0 .. i of its run.
@@ -54,10 +53,10 @@ def packed_attention(
     return x[:, prompt:].reshape(b, groups, -1, *x.shape[2:])
 
   segments = mask.prompt_mask.astype(jnp.int32)
-  first = [x[:, :prompt] for x in (q, k, v)]
-  out = attention(*first, AttentionMask.causal(segments, segments))
+  first, first_k, first_v = (x[:, :prompt] for x in (q, k, v))
+  out = attention(first, first_k, first_v, AttentionMask.causal(segments, segments))
   slots = jnp.arange((t - prompt) // groups)
-  rest = group_attention(runs(q), *first[1:], mask.prompt_mask, runs(k), runs(v), slots)
+  rest = group_attention(runs(q), first_k, first_v, mask.prompt_mask, runs(k), runs(v), slots)
   return jnp.concatenate([out, rest.reshape(b, -1, n, h)], axis=1)
 
 

@@ -54,7 +54,7 @@ def splash(
 
   Lengths are padded by an own segment (`kernel_length`). `interpret` runs the kernel off TPU.
   """
-  if q_segments is None:
+  if q_segments is None or kv_segments is None:
     q_segments, kv_segments = (jnp.zeros(x.shape[:2], jnp.int32) for x in (q, k))
   kind = splash_attention.CausalMask if causal else splash_attention.FullMask
   return _splash(q, k, v, q_segments, kv_segments, kind, interpret)
@@ -148,7 +148,9 @@ def _padded(x: Array, segments: Array, pad: int) -> tuple[Array, Array]:
   )
 
 
-def _kernel(num_heads: int, head_mask: splash_attention.Mask, interpret: bool, largest_block: int):
+def _kernel(
+  num_heads: int, head_mask: splash_attention.Mask, interpret: bool, largest_block: int
+) -> Callable[..., Array]:
   mask = splash_attention.MultiHeadMask([head_mask] * num_heads)
   q, kv = (block_of(length, largest_block) for length in head_mask.shape)
   sizes = splash_attention.BlockSizes(

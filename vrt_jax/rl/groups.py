@@ -8,8 +8,10 @@ Rewards are computed where the rows are; what all processes decide by is gathere
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int32, UInt8
@@ -137,7 +139,7 @@ def equal_groups(rewards: Float[np.ndarray, "B G"]) -> Bool[np.ndarray, "B"]:
 def advantages_of(rewards: Float[np.ndarray, "B G"], grpo: GrpoConfig) -> Float[np.ndarray, "B G"]:
   """The advantages of samples within their groups, float32."""
   normalise = grpo.normalisation == "grpo"
-  flat = group_advantages(rewards.reshape(-1), rewards.shape[1], normalise)
+  flat = group_advantages(jnp.asarray(rewards.reshape(-1)), rewards.shape[1], normalise)
   return np.asarray(flat).reshape(rewards.shape)
 
 
@@ -158,7 +160,7 @@ def update_batch(
     mention_credit(samples, scores, length)
     for samples, scores in zip(groups.samples, groups.scores, strict=True)
   ]
-  own = {
+  own: dict[str, Any] = {
     "advantages": np.zeros((len(best), len(groups.scores[0])), np.float32),
     "credit": grpo.mention_weight * np.stack(credit),
     "best": np.asarray(best, np.int32),

@@ -181,7 +181,7 @@ def picture_of(picture: UInt8[np.ndarray, "Y X 3"], size: tuple[int, int]) -> Im
 
 def _figure(
   image: Image.Image,
-  masks: Sequence[Bool[np.ndarray, "Y X"]],
+  masks: Sequence[Bool[np.ndarray, "Y X"]] | Bool[np.ndarray, "M Y X"],
   colours: Sequence[Colour],
   caption: str,
 ) -> str:

@@ -23,8 +23,7 @@ from vrt_jax.ops.group_attention import PackedMask
 from vrt_jax.types import Completions, TextInputs, VisualFeatures
 
 
-@flax.struct.dataclass
-class GrpoBatch:
+class GrpoBatch(flax.struct.PyTreeNode):
   """What an update needs: prompts, their rollout, and what the rewards made of it.
 
   Every array has the prompts first but for `prompts.position_ids` [3, B, P].
@@ -49,8 +48,7 @@ class GrpoBatch:
   """Union of the answer's true masks at the low-resolution size, 0 or 1."""
 
 
-@flax.struct.dataclass
-class CompletionStates:
+class CompletionStates(flax.struct.PyTreeNode):
   """The text decoder's output in the completions, before the final norm."""
 
   before: Float[Array, "B G N D"]

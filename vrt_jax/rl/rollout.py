@@ -36,8 +36,7 @@ from vrt_jax.rl.policy import policy_temperature
 from vrt_jax.types import Completions, VisualFeatures
 
 
-@flax.struct.dataclass
-class Rollout:
+class Rollout(flax.struct.PyTreeNode):
   """What G samples of each prompt said and segmented; every array has the prompts first."""
 
   completions: Completions
@@ -98,6 +97,7 @@ def _rollout(
   logits = model.qwen.language_model.logits(last_states(hidden, text.token_mask))
   state = decode(model, state, logits, Sampling(grpo.temperature, grpo.top_p), ids)
 
+  assert state.stats is not None
   image = model.sam2.encode_image(prompts.grounding_image, model.dtype)
   lengths = token_lengths(state.tokens, ids.end)
   completions = Completions(

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -112,7 +113,7 @@ def resolve_function(path: str) -> RewardFunction:
   return function
 
 
-def finite_number(value: object, name: str) -> float:
+def finite_number(value: Any, name: str) -> float:
   """A user function's result; ValueError where it is no finite number."""
   try:
     number = float(value)

@@ -19,11 +19,13 @@ from pathlib import Path
 from types import TracebackType
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from vrt_jax.config import LoraConfig
+from vrt_jax.data.pipeline import StreamState
 from vrt_jax.runtime import barrier, is_leader, largest
 from vrt_jax.train.checkpoint_files import check_arrays, first_line, free_name, read_item
 from vrt_jax.train.state import TrainState, from_pure, to_pure
@@ -41,7 +43,7 @@ class Restored:
   """A checkpoint that was read."""
 
   state: TrainState
-  data: dict
+  data: StreamState
   """State of the data iterator."""
   key: jax.Array
   """Random key of the run; a step folds its number in."""
@@ -108,7 +110,7 @@ class Checkpoints:
   def save(
     self,
     state: TrainState,
-    data_state: dict,
+    data_state: StreamState,
     key: jax.Array,
     metrics: dict[str, float] | None = None,
   ) -> None:
@@ -186,7 +188,7 @@ class Checkpoints:
     try:
       run = read_item(folder / "run")
       data = read_item(folder / "data")
-      key = jax.random.wrap_key_data(np.asarray(run["rng_key"], np.uint32))
+      key = jax.random.wrap_key_data(jnp.asarray(run["rng_key"], jnp.uint32))
       found, metrics = run["lora"], run["metrics"]
       check_arrays(folder / "state")
       with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:

@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import tensorstore as ts
@@ -11,7 +12,7 @@ READS = 32
 """Chunks that are read at a time when a checkpoint is checked."""
 
 
-def read_item(folder: Path) -> dict:
+def read_item(folder: Path) -> Any:
   """A JSON item of a checkpoint."""
   return json.loads((folder / "metadata").read_text())
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 
@@ -86,7 +87,7 @@ def check_numbers(config: TrainConfig) -> None:
     ValueError: one line that names the field.
   """
   for name, (low, high) in RANGES.items():
-    value = functools.reduce(getattr, name.split("."), config)
+    value: Any = functools.reduce(getattr, name.split("."), config)
     if not all(low <= x <= high for x in (value if isinstance(value, tuple) else (value,))):
       bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
       raise ValueError(f"{name} is {value}, it must be {bounds}")

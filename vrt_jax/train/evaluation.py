@@ -47,6 +47,7 @@ class HeldOut:
     """`metrics` of the results file for the model of this step, LoRA merged."""
     name = "final" if step == self._config.optim.steps else f"step_{step}"
     results = self.score(self.model(state, frozen), name, f"step {step}")
+    assert results is not None  # `check_batch` has seen that there are records
     return results["metrics"]
 
   def model(self, state: TrainState, frozen: Frozen) -> Loaded:

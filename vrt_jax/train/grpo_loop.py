@@ -4,6 +4,7 @@ import functools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +172,7 @@ class Sampler:
         rollout, prompts.truths, self.reward, self._tokenizer, self._pool, self._mesh
       )
     batch = update_batch(inputs, rollout, groups, self._grpo, self._mesh)
-    return Round(prompts.grounding_image, groups), batch
+    return Round(np.asarray(prompts.grounding_image), groups), batch
 
   def _rollout(self, trainable: nnx.State, inputs: GenerationInputs, key: Array) -> Rollout:
     """Samples, divided over the mesh of training as the prompts are."""
@@ -213,7 +214,7 @@ def join_groups(
     shape[axis] = len(source)
     return jnp.where((source >= 0).reshape(shape), taken, old)
 
-  def choose_node(old: Array | TextInputs, new: Array | TextInputs) -> Array | TextInputs:
+  def choose_node(old: Any, new: Any) -> Array | TextInputs:
     if not isinstance(old, TextInputs):
       return choose(old, new)
     positions = choose(old.position_ids, new.position_ids, axis=1)

@@ -58,11 +58,16 @@ def policy_terms(
   flat, old = logps.reshape(rows, n), batch.completions.logps.reshape(rows, n)
   mask = batch.completions.token_mask.reshape(rows, n)
   advantages = (batch.advantages[..., None] + batch.credit).reshape(rows, n)
-  clipping = {
-    "old_logps": old if grpo.updates_per_rollout > 1 else None,
-    "epsilon": grpo.epsilon,
-  }
-  loss, _ = grpo_loss(flat, mask, advantages, normalisation=grpo.normalisation, **clipping)
+  old_logps = old if grpo.updates_per_rollout > 1 else None
+  loss, _ = grpo_loss(
+    flat,
+    mask,
+    advantages,
+    old_logps=old_logps,
+    epsilon=grpo.epsilon,
+    normalisation=grpo.normalisation,
+  )
+  clipped = clipped_tokens(flat, mask, advantages, old_logps=old_logps, epsilon=grpo.epsilon)
   kl = jnp.zeros(())
   if grpo.kl_weight:
     reference = policy_logps(without_lora(model), batch, policy_temperature(grpo))
@@ -70,8 +75,7 @@ def policy_terms(
   return {
     "loss/policy": loss / totals.samples,
     "kl": kl / totals.samples,
-    "clip_share": clipped_tokens(flat, mask, advantages, **clipping)
-    / jnp.maximum(totals.tokens, 1.0),
+    "clip_share": clipped / jnp.maximum(totals.tokens, 1.0),
     GAP: jnp.max(jnp.abs(flat - old)),
   }
 
@@ -86,6 +90,7 @@ def mask_terms(
   losses: SftLossConfig,
 ) -> Metrics:
   """BCE and dice of each group's best sample, whose masks are merged into one."""
+  assert grpo.mask_loss != "off"
   slots = best_sample(batch.completions.seg_slots, batch.best)
   own = best_sample(states.own, batch.best)
   hidden = seg_states(own[:, None], slots[:, None])[:, 0]  # [B, M, D]

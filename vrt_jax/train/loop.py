@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vrt_jax import model_directory
 from vrt_jax.config import TrainConfig
-from vrt_jax.data.pipeline import SFT, BatchIterator
+from vrt_jax.data.pipeline import SFT, BatchIterator, Task
 from vrt_jax.data.prompts import PROMPTS
 from vrt_jax.files import sole_writer
 from vrt_jax.model_directory import Loaded
@@ -56,8 +56,8 @@ def _train(config: TrainConfig, workdir: Path) -> dict | None:
   checks.check_batch(config, mesh, len(records))
   loaded = base_model(config)
   resolved = resolve(config, loaded)
-  task = PROMPTS if config.algorithm == "grpo" else SFT
-  batches = BatchIterator(resolved, train_pattern, loaded.tokenizer, *data_share(mesh), task)
+  task: Task = PROMPTS if config.algorithm == "grpo" else SFT
+  batches = BatchIterator(resolved, train_pattern, loaded.tokenizer, task, *data_share(mesh))
   write_config(config, workdir)
   held_out = HeldOut(resolved, records, workdir, loaded, mesh)
   if config.evaluate_base:

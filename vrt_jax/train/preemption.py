@@ -3,6 +3,7 @@
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -26,9 +27,9 @@ class Preemption:
   `jax.distributed` are told by its coordinator, so that all stop after the same step.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._asked = False
-    self._before = None
+    self._before: Any = None
 
   def reached(self, step: int) -> bool:
     """Whether to save and stop after `step`. Every process asks after every step."""

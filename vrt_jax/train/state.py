@@ -1,5 +1,7 @@
 """The training state, shared by SFT and RL: trainable and frozen parameters, optimiser, step."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,7 @@ from vrt_jax.placement import place_params, replicate
 from vrt_jax.train.optim import Filter
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """Everything a step changes; a checkpoint holds this and what `Checkpoints` adds."""
 
   step: jax.Array
@@ -25,12 +26,11 @@ class TrainState:
   """Steps that changed no parameter, since their loss or gradient was not finite."""
 
 
-@flax.struct.dataclass
-class Frozen:
+class Frozen(flax.struct.PyTreeNode):
   """What no step changes: the module structure and the frozen parameters."""
 
   graphdef: nnx.GraphDef = flax.struct.field(pytree_node=False)
-  params: nnx.State = None
+  params: nnx.State
 
   def merge(self, trainable: nnx.State) -> Sa2VA:
     """The model with the given trainable parameters."""
@@ -56,7 +56,8 @@ def create_state(
 
   Frozen parameters are stored in the compute dtype, trained ones in float32.
   """
-  graphdef, train_params, frozen = nnx.split(model, trainable, ...)
+  graphdef, *parts = nnx.split(model, trainable, ...)
+  train_params, frozen = parts
   dtype = jnp.dtype(model.config.compute_dtype)
   frozen = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, frozen)
   train_params = jax.tree.map(lambda x: x.astype(jnp.float32), train_params)
@@ -87,7 +88,7 @@ def to_pure(state: TrainState) -> dict:
 def from_pure(like: TrainState, pure: dict) -> TrainState:
   """The inverse of `to_pure`, in the structure of `like`."""
 
-  def fill(target: object, values: object) -> object:
+  def fill(target: Any, values: Any) -> Any:
     if not isinstance(target, nnx.State):
       return values
     filled = jax.tree.map(lambda x: x, target)

@@ -111,7 +111,7 @@ class CompiledOnce:
     return result
 
 
-def compile_step(step: Callable, *args: Any, **static: Any) -> jax.stages.Compiled:
+def compile_step(step: Any, *args: Any, **static: Any) -> jax.stages.Compiled:
   """Compiles a jitted step for its arguments and gives the memory that took back to the system.
 
   glibc would keep it: about an eighth more memory at the step's peak on CPUs.

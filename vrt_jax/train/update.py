@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array
+from jax.sharding import NamedSharding
 
 from vrt_jax.config import OptimConfig, Remat
 from vrt_jax.ops.sharding import on_mesh
@@ -78,9 +79,11 @@ def make_step(
   gradient is not finite the step is skipped, see `keep_if_finite`.
   """
   placement = jax.tree.map(lambda x: x.sharding, like)
-  mesh = like.step.sharding.mesh.abstract_mesh
+  everywhere = like.step.sharding
+  assert isinstance(everywhere, NamedSharding)  # as `create_state` places it
+  mesh = everywhere.mesh.abstract_mesh
 
-  @partial(jax.jit, donate_argnums=0, out_shardings=(placement, like.step.sharding))
+  @partial(jax.jit, donate_argnums=0, out_shardings=(placement, everywhere))
   def step(state: TrainState, frozen: Frozen, batch: T, key: Array) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(key, state.step)
     with on_mesh(mesh):

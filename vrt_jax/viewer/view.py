@@ -40,7 +40,7 @@ def trace_view(text: str, objects: Sequence[PredictedMask], size: tuple[int, int
   colours = object_colours(objects)
   sections = []
   for heading, parts in pieces(text, objects):
-    shown = [
+    shown: list[list[Any]] = [
       [words] if mask is None else [words, mask.index]
       for words, mask in parts
       if words or mask is not None
@@ -61,7 +61,9 @@ def trace_view(text: str, objects: Sequence[PredictedMask], size: tuple[int, int
   return {"size": list(size), "sections": sections, "masks": masks}
 
 
-def target_view(masks: Sequence[Any], ious: Sequence[float], role: str, size) -> list[dict]:
+def target_view(
+  masks: Sequence[Any], ious: Sequence[float], role: str, size: tuple[int, int]
+) -> list[dict]:
   """True masks with the IoUs of their partners: [{"role", "iou", "rle"}]."""
   return [
     {"role": role, "iou": round(iou, 4), "rle": small_rle(mask, size)}

@@ -15,8 +15,7 @@ from vrt_jax.ops.group_attention import group_attention, step_attention
 from vrt_jax.ops.sharding import constrain_batch
 
 
-@struct.dataclass
-class KVCache:
+class KVCache(struct.PyTreeNode):
   """Rotated keys and values of all layers in S slots; unwritten slots hold zeros."""
 
   k: Float[Array, "L B S K H"]
@@ -44,14 +43,13 @@ class KVCache:
     return _layer(self.k, layer, dtype), _layer(self.v, layer, dtype)
 
   def attend(
-    self, layer: ArrayLike, slot: ArrayLike, q: Float[Array, "B T N H"], mask: AttentionMask
+    self, layer: ArrayLike, slot: ArrayLike, q: Float[Array, "B T N H"], mask: AttentionMask | None
   ) -> Float[Array, "B T N H"]:
     """Attention of T queries from slot `slot` on to a layer, whose S slots `mask` covers."""
     return attention(q, *self.read(layer, q.dtype), mask)
 
 
-@struct.dataclass
-class GroupCache:
+class GroupCache(struct.PyTreeNode):
   """What G samples of a prompt look at: the prompt, which is there once, and their own new tokens.
 
   All samples are at the same number of new tokens, so one query a sample comes at a time.
@@ -90,7 +88,7 @@ class GroupCache:
     CPUs would convert an array of 16 bits as a whole to write a slot of it.
     """
     # without the barrier the prompt is brought into order inside the loop over tokens, at each
-    prompt = jax.lax.optimization_barrier(
+    prompt_k, prompt_v = jax.lax.optimization_barrier(
       [jnp.moveaxis(x, 2, -1) for x in (self.prompt.k, self.prompt.v)]
     )
 
@@ -99,11 +97,7 @@ class GroupCache:
       return jnp.moveaxis(x, 2, -1).reshape(-1, x.shape[-1], x.shape[2])
 
     return tuple(
-      LayerCache(
-        *(x[i] for x in prompt),
-        self.prompt_mask,
-        *(own(x[i]) for x in (self.k, self.v)),
-      )
+      LayerCache(prompt_k[i], prompt_v[i], self.prompt_mask, own(self.k[i]), own(self.v[i]))
       for i in range(self.k.shape[0])
     )
 
@@ -117,9 +111,12 @@ class GroupCache:
     )
 
   def attend(
-    self, layer: ArrayLike, slot: ArrayLike, q: Float[Array, "B G N H"], mask: None = None
+    self, layer: ArrayLike, slot: ArrayLike, q: Float[Array, "B G N H"], mask: object = None
   ) -> Float[Array, "B G N H"]:
-    """Attention of one query a sample, of new slot `slot`; the cache knows what it may look at."""
+    """Attention of one query a sample, of new slot `slot`.
+
+    The cache itself knows what it may look at: there is no `mask`.
+    """
     _, b, g, size, heads, width = self.k.shape
     shape = (1, b, g, self.slots_read or size, heads, width)
     start = (layer, 0, 0, 0, 0, 0)
@@ -129,8 +126,7 @@ class GroupCache:
     return group_attention(q[:, :, None], *prompt, self.prompt_mask, k, v, slots)[:, :, 0]
 
 
-@struct.dataclass
-class LayerCache:
+class LayerCache(struct.PyTreeNode):
   """A `GroupCache` of one layer, as `step_attention` reads it.
 
   A sample's heads count as rows: with axes of their own, XLA's CPU compiler, which drops those of
@@ -145,7 +141,7 @@ class LayerCache:
   v: Float32[Array, "BGK H S"]
 
   def write(
-    self, layer: int, slot: ArrayLike, k: Float[Array, "B G K H"], v: Float[Array, "B G K H"]
+    self, layer: ArrayLike, slot: ArrayLike, k: Float[Array, "B G K H"], v: Float[Array, "B G K H"]
   ) -> "LayerCache":
     """As of GroupCache."""
     k, v = (x.reshape(-1, x.shape[-1], 1) for x in (k, v))
@@ -153,7 +149,7 @@ class LayerCache:
     return self.replace(k=_replace(self.k, k, start), v=_replace(self.v, v, start))
 
   def attend(
-    self, layer: int, slot: ArrayLike, q: Float[Array, "B G N H"], mask: None = None
+    self, layer: ArrayLike, slot: ArrayLike, q: Float[Array, "B G N H"], mask: object = None
   ) -> Float[Array, "B G N H"]:
     """As of GroupCache."""
     prompt = self.prompt_k, self.prompt_v, self.prompt_mask

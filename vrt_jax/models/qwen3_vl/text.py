@@ -1,5 +1,7 @@
 """Qwen3-VL text decoder: scanned layers with M-RoPE, DeepStack injection and a slot cache."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -19,7 +21,7 @@ from vrt_jax.models.layers import (
   whole_weights,
   with_whole_weights,
 )
-from vrt_jax.models.qwen3_vl.cache import GroupCache, LayerCache
+from vrt_jax.models.qwen3_vl.cache import GroupCache
 from vrt_jax.models.qwen3_vl.text_layer import Cache, CacheSlice, DecoderLayer, Mask
 from vrt_jax.models.stacks import layer_of, scan_layers, stack
 from vrt_jax.ops.linear import linear
@@ -33,7 +35,7 @@ from vrt_jax.ops.sharding import (
 )
 from vrt_jax.ops.splash import RESIDUALS
 
-DecodingCache = GroupCache | tuple[GroupCache, ...] | tuple[LayerCache, ...]
+DecodingCache = GroupCache | tuple[Cache, ...]
 """Of all layers in one, or of each layer by itself."""
 UNROLLED = 4
 """So few layers stand one by one on CPUs, where a scan stacks and copies what the backward pass
@@ -117,13 +119,13 @@ class TextDecoder(nnx.Module):
     rope = mrope_cos_sin(position_ids, config.head_dim, config.rope_theta, config.mrope_section)
     graphdef, state = nnx.split(self.layers)
 
-    def body(carry, layer_inputs):
+    def body(carry: tuple[Array, Cache | None], layer_inputs: tuple) -> tuple[Any, None]:
       x, cache = constrain_batch(carry[0]), carry[1]
       layer_state, (layer, key) = layer_inputs
       cached = None if cache is None else CacheSlice(cache, layer, cache_slot)
       layer_module = nnx.merge(graphdef, whole_weights(layer_state))
       x, cache = layer_module(x, rope, mask, cached, key)
-      if deepstack is not None:
+      if deepstack is not None and visual_index is not None and len(deepstack):
         x = _add_deepstack(x, deepstack, visual_index, layer)
       return (x, cache), None
 
@@ -171,14 +173,17 @@ class TextDecoder(nnx.Module):
     For a decoder and a cache that `for_decoding` made.
     """
     if isinstance(cache, GroupCache):
-      return self.hidden_states(inputs_embeds, position_ids, None, cache=cache, cache_slot=slot)
+      x, whole = self.hidden_states(inputs_embeds, position_ids, None, None, None, cache, slot)
+      assert isinstance(whole, GroupCache)
+      return x, whole
     config = self.config
     rope = mrope_cos_sin(position_ids, config.head_dim, config.rope_theta, config.mrope_section)
-    x, written = inputs_embeds, []
+    x, written = inputs_embeds, list[Any]()
+    assert isinstance(self.layers, nnx.List)
     for layer, own in zip(self.layers, cache, strict=True):
-      x, own = layer(constrain_batch(x), rope, None, CacheSlice(own, 0, slot), None)
+      x, after = layer(constrain_batch(x), rope, None, CacheSlice(own, 0, slot), None)
       x = jax.lax.optimization_barrier(x)  # rounded to its dtype, as a scan's carry is
-      written.append(own)
+      written.append(after)
     return x, tuple(written)
 
 
@@ -203,7 +208,7 @@ def _add_deepstack(
 ) -> Float[Array, "B T D"]:
   """x plus the features of this layer; layers from n on skip the gather."""
 
-  def add(x):
+  def add(x: Array) -> Array:
     features = jax.lax.dynamic_index_in_dim(deepstack, layer, keepdims=False)
     return x + gather_visual(features, visual_index).astype(x.dtype)
 

@@ -6,7 +6,7 @@ import jax
 from flax import nnx, struct
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int32, Key
+from jaxtyping import Float, Key
 
 from vrt_jax.config import LoraConfig, TextConfig
 from vrt_jax.models.adapters import Dropout, LoraLinear, draw_dropouts
@@ -22,13 +22,12 @@ Mask = AttentionMask | PackedMask | None
 Cache = KVCache | GroupCache | LayerCache
 
 
-@struct.dataclass
-class CacheSlice:
+class CacheSlice(struct.PyTreeNode):
   """Where a layer reads and writes: the cache, its layer in it and the first new slot."""
 
   cache: Cache
   layer: ArrayLike
-  slot: Int32[Array, ""]
+  slot: ArrayLike
 
 
 def _split(key: Key[Array, ""] | None) -> tuple[Array | None, Array | None]:
@@ -42,7 +41,7 @@ def _dropouts(
   """For `count` adapted linear layers that read x; a key turns them on."""
   if key is None or not lora.rank or not lora.dropout:
     return [None] * count
-  return draw_dropouts(key, x.shape, lora.dropout, count)
+  return [*draw_dropouts(key, x.shape, lora.dropout, count)]
 
 
 class TextAttention(nnx.Module):
@@ -73,11 +72,11 @@ class TextAttention(nnx.Module):
     k = apply_rope(self.k_norm(self.k_proj(x, drop_k)), *rope)
     v = self.v_proj(x, drop_v)
     cache = None
-    if cached is not None:
+    if isinstance(mask, PackedMask):
+      out = packed_attention(q, k, v, mask)
+    elif cached is not None:
       cache = cached.cache.write(cached.layer, cached.slot, k, v)
       out = cache.attend(cached.layer, cached.slot, q, mask)
-    elif isinstance(mask, PackedMask):
-      out = packed_attention(q, k, v, mask)
     else:
       out = attention(q, k, v, mask)
     out = out.reshape(*x.shape[:-1], -1)

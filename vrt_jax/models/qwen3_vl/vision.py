@@ -1,5 +1,7 @@
 """Qwen3-VL vision tower: patches of all images of a sample to visual tokens and DeepStack taps."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -138,8 +140,8 @@ class VisionTower(nnx.Module):
 
   def __call__(
     self, vision: VisionInputs, dtype: DTypeLike
-  ) -> tuple[Float[Array, "B P/4 out"], Float[Array, "n B P/4 out"] | None]:
-    """Rows of padding patches carry no meaning; without taps the DeepStack part is None."""
+  ) -> tuple[Float[Array, "B P/4 out"], Float[Array, "n B P/4 out"]]:
+    """Rows of padding patches carry no meaning."""
     x = self.patch_embed(vision.pixel_values, dtype)
     x = x + self._position_embeddings(vision).astype(dtype)
     rope = vision_cos_sin(vision.patch_positions, self.config.hidden_size // self.config.num_heads)
@@ -160,7 +162,7 @@ class VisionTower(nnx.Module):
     slots[list(self.config.deepstack_indexes)] = np.arange(num_taps)
     graphdef, state = nnx.split(self.blocks)
 
-    def body(carry, layer):
+    def body(carry: tuple[Array, Array], layer: tuple) -> tuple[Any, None]:
       x, taps = carry
       block_state, slot = layer
       x = constrain_batch(x)
@@ -172,9 +174,11 @@ class VisionTower(nnx.Module):
     taps = jnp.zeros((num_taps, *x.shape), x.dtype)
     return scan_layers(recomputed(body), (x, taps), state, jnp.asarray(slots))
 
-  def _merge_taps(self, taps: Float[Array, "n B P D"]) -> Float[Array, "n B P/4 out"] | None:
+  def _merge_taps(self, taps: Float[Array, "n B P D"]) -> Float[Array, "n B P/4 out"]:
     if self.deepstack_merger_list is None:
-      return None
+      _, b, p, _ = taps.shape
+      merged = p // self.config.spatial_merge_size**2
+      return jnp.zeros((0, b, merged, self.config.out_hidden_size), taps.dtype)
     graphdef, state = nnx.split(self.deepstack_merger_list)
     return map_layers(
       lambda state, tap: nnx.merge(graphdef, state)(tap), whole_weights(state), taps

@@ -95,10 +95,11 @@ class MultiScaleAttention(nnx.Module):
     q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
     if self.pool:
       q = max_pool_2x2(q)
-    heads = [
+    shape = q.shape
+    q, k, v = (
       t.reshape(t.shape[0], -1, self.num_heads, t.shape[-1] // self.num_heads) for t in (q, k, v)
-    ]
-    return self.proj(attention(*heads).reshape(q.shape))
+    )
+    return self.proj(attention(q, k, v).reshape(shape))
 
 
 class MultiScaleBlock(nnx.Module):
@@ -123,7 +124,8 @@ class MultiScaleBlock(nnx.Module):
     h = self.norm1(x)
     shortcut = x if self.proj is None else max_pool_2x2(self.proj(h))
     if self.window:
-      h = merge_windows(self.attn(partition_windows(h, self.window)), shortcut.shape[1:3])
+      _, rows, columns, _ = shortcut.shape
+      h = merge_windows(self.attn(partition_windows(h, self.window)), (rows, columns))
     else:
       h = self.attn(h)
     return in_row_blocks(lambda h: h + self.mlp(self.norm2(h)), shortcut + h)
@@ -141,7 +143,7 @@ class Hiera(nnx.Module):
     self.pos_embed = param(rngs, (1, d, *background), normal, (None,) * 4)
     self.pos_embed_window = param(rngs, (1, d, window, window), normal, (None,) * 4)
     self.stage_ends = tuple(int(end) - 1 for end in np.cumsum(config.stages))
-    blocks = []
+    blocks: list[MultiScaleBlock] = []
     for stage, depth in enumerate(config.stages):
       for i in range(depth):
         before = max(stage - 1, 0) if i == 0 else stage
@@ -161,7 +163,8 @@ class Hiera(nnx.Module):
 
   def __call__(self, image: Float[Array, "B Y X 3"]) -> list[Float[Array, "B _ _ _"]]:
     x = self.patch_embed(image)
-    x = x + self.positions(x.shape[1:3]).astype(x.dtype)
+    _, rows, columns, _ = x.shape
+    x = x + self.positions((rows, columns)).astype(x.dtype)
     stages = []
     for start, stop in self.runs:
       x = constrain_batch(run_blocks(self.blocks[start:stop], x))

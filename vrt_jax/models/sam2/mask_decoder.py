@@ -5,6 +5,8 @@ its 4x4 pixels as extra axes, in which a transposed convolution of kernel and st
 product. High-resolution features enter that layout once an image, only finished masks leave it.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
@@ -21,8 +23,7 @@ FIRST_MASK_TOKEN = 2
 """Token 0 is the object score, token 1 the predicted IoU, then come the masks."""
 
 
-@struct.dataclass
-class HighResFeatures:
+class HighResFeatures(struct.PyTreeNode):
   """Projected pyramid maps in cell layout: S stride-16 cells with their pixels as axes."""
 
   s1: Float[Array, "B S 2 2 D1"]
@@ -31,8 +32,7 @@ class HighResFeatures:
   """Stride 4, D / 8 channels: (row, column) of the stride-8 pixel, then within it."""
 
 
-@struct.dataclass
-class DecodedTokens:
+class DecodedTokens(struct.PyTreeNode):
   """What the decoder knows before a mask is drawn; masks are `mask_vectors` times `pixels`."""
 
   pixels: Float[Array, "B M S 2 2 2 2 D0"]
@@ -73,7 +73,7 @@ def cells_4x(x: Float[Array, "B Y X D"]) -> Float[Array, "B S 2 2 2 2 D"]:
   return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, -1, 2, 2, 2, 2, d)
 
 
-def _one_each(mlps: list[MLP], x: Float[Array, "B M K D"]) -> Float[Array, "B M K D0"]:
+def _one_each(mlps: Sequence[MLP], x: Float[Array, "B M K D"]) -> Float[Array, "B M K D0"]:
   """Row k of x through the k-th of K equal networks, all at once."""
   graphdef = nnx.split(mlps[0])[0]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.state(mlp) for mlp in mlps])
@@ -136,8 +136,8 @@ class MaskDecoder(nnx.Module):
   ) -> DecodedTokens:
     """`image` includes the dense prompt; without an M axis it is shared by the image's objects."""
     dtype = image.dtype
-    own = [self.obj_score_token, self.iou_token, self.mask_tokens]
-    own = jnp.concatenate([t.weight[...] for t in own]).astype(dtype)
+    learned = [self.obj_score_token, self.iou_token, self.mask_tokens]
+    own = jnp.concatenate([t.weight[...] for t in learned]).astype(dtype)
     own = jnp.broadcast_to(own, (*sparse.shape[:2], *own.shape))
     tokens = jnp.concatenate([own, sparse.astype(dtype)], axis=2)
     tokens, image = self.transformer(tokens, image, image_pe.astype(dtype))

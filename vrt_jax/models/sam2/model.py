@@ -24,8 +24,7 @@ STABLE = 0.98
 """Least share of the pixels above -STABILITY_DELTA that are above STABILITY_DELTA as well."""
 
 
-@struct.dataclass
-class ImageFeatures:
+class ImageFeatures(struct.PyTreeNode):
   """Pyramid maps of an image; nothing of the mask decoder has touched them."""
 
   stride4: Float[Array, "B Y4 X4 D"]
@@ -34,8 +33,7 @@ class ImageFeatures:
   """With `no_mem_embed` added: the image embeddings that the mask decoder attends to."""
 
 
-@struct.dataclass
-class MaskOutput:
+class MaskOutput(struct.PyTreeNode):
   """One mask an object."""
 
   low_res_masks: Float[Array, "B M Y4 X4"]
@@ -44,8 +42,7 @@ class MaskOutput:
   object_score_logits: Float[Array, "B M"]
 
 
-@struct.dataclass
-class AllMasks:
+class AllMasks(struct.PyTreeNode):
   """Every mask of the decoder: the single mask 0, then the multimask outputs."""
 
   masks: Float[Array, "B M K Y4 X4"]

@@ -62,10 +62,10 @@ class PatchConv(nnx.Module):
     self.bias = param(rngs, (out_features,), nnx.initializers.zeros, (None,))
 
   def __call__(self, x: Float[Array, "B M Y2 X2 in"]) -> Float[Array, "B M Y X out"]:
-    b, m, y, x_size, d = x.shape
-    x = x.reshape(b, m, y // 2, 2, x_size // 2, 2, d)
-    y = jnp.einsum("bmykxlc,ockl->bmyxo", x, self.weight[...].astype(x.dtype))
-    return y + self.bias[...].astype(x.dtype)
+    b, m, height, width, d = x.shape
+    x = x.reshape(b, m, height // 2, 2, width // 2, 2, d)
+    out = jnp.einsum("bmykxlc,ockl->bmyxo", x, self.weight[...].astype(x.dtype))
+    return out + self.bias[...].astype(x.dtype)
 
 
 class PromptEncoder(nnx.Module):
