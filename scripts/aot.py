@@ -17,10 +17,15 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vrt_jax import cli
 from vrt_jax.config import TrainConfig
+
+if TYPE_CHECKING:  # JAX is loaded after --help
+  from jax.sharding import Mesh
+
+  from scripts.model_flops import StepFlops
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,9 @@ def compile_program(args: Args, config: TrainConfig) -> dict:
   }
 
 
-def fitted(program: str, config: TrainConfig, mesh, batch: int, tokens: int):
+def fitted(
+  program: str, config: TrainConfig, mesh: "Mesh", batch: int, tokens: int
+) -> tuple["Mesh", tuple[int, int]]:
   """(the mesh that a program runs on, its bucket); 0 `tokens` are those of the recipe.
 
   Raises:
@@ -120,8 +127,8 @@ def first_bucket(program: str, config: TrainConfig) -> tuple[int, int]:
   return buckets.get(program, config.grpo.prompt_buckets)[0]
 
 
-def program_flops(program: str, config: TrainConfig, bucket: tuple[int, int]):
-  """Model FLOPs of a program for one sample, for rollout and grpo one prompt: a StepFlops."""
+def program_flops(program: str, config: TrainConfig, bucket: tuple[int, int]) -> "StepFlops":
+  """Model FLOPs of a program for one sample, for rollout and grpo one prompt."""
   from scripts import model_flops
 
   trainable, model, grpo = config.optim.trainable, config.model, config.grpo

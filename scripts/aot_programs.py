@@ -3,16 +3,19 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.typing import DTypeLike
 
 from vrt_jax.config import MeshConfig, TrainConfig
 from vrt_jax.generate.decode import DecodeState, GenerationInputs, TokenIds, decode, prefill
 from vrt_jax.generate.sampling import Sampling
+from vrt_jax.models.qwen3_vl.cache import GroupCache
 from vrt_jax.models.sa2va import abstract_sa2va
 from vrt_jax.ops.sharding import on_mesh
 from vrt_jax.placement import batch_sharding, param_shardings
@@ -26,6 +29,7 @@ from vrt_jax.train.state import Frozen, TrainState
 from vrt_jax.train.update import Step
 from vrt_jax.types import Batch, Targets, TextInputs, VisionInputs
 
+T = TypeVar("T")
 IDS = TokenIds(seg=-1, end=-1, pad=0, forbidden=())
 """No token is [SEG] or ends a sample, which changes nothing of what a program costs at most."""
 
@@ -39,7 +43,12 @@ class Lowered:
   parts: dict[str, object]
 
 
-def _lowered(function: Callable, args: tuple[object, ...], parts: dict[str, object]) -> Lowered:
+def _array(shape: tuple[int, ...], dtype: DTypeLike, sharding: Sharding) -> Any:
+  """The shape of an array, which stands for it in batches and states."""
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _lowered(function: Any, args: tuple[object, ...], parts: dict[str, object]) -> Lowered:
   return Lowered(function.lower(*args), args, parts)
 
 
@@ -58,29 +67,29 @@ def topology_mesh(topology: str, config: MeshConfig) -> Mesh:
   return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def _placed(state: nnx.State, mesh: Mesh, dtype: jnp.dtype) -> nnx.State:
+def _placed(state: nnx.State, mesh: Mesh, dtype: DTypeLike) -> nnx.State:
   return jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding),
+    lambda x, sharding: _array(x.shape, dtype, sharding),
     state,
     param_shardings(state, mesh),
   )
 
 
-def _whole(x: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+def _whole(x: Any, mesh: Mesh) -> Any:
+  return _array(x.shape, x.dtype, NamedSharding(mesh, PartitionSpec()))
 
 
 def training_state(config: TrainConfig, mesh: Mesh) -> tuple[TrainState, Frozen]:
   """As `vrt_jax.train.state.create_state` makes it."""
   model = abstract_sa2va(config.model)
-  graphdef, trainable, frozen = nnx.split(model, trainable_filter(config.optim.trainable), ...)
-  trainable = _placed(trainable, mesh, jnp.float32)
-  frozen = _placed(frozen, mesh, jnp.dtype(config.model.compute_dtype))
+  graphdef, *states = nnx.split(model, trainable_filter(config.optim.trainable), ...)
+  trainable = _placed(states[0], mesh, jnp.float32)
+  frozen = _placed(states[1], mesh, jnp.dtype(config.model.compute_dtype))
 
   def place(part: object) -> object:
     if isinstance(part, nnx.State):
       return jax.tree.map(
-        lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding),
+        lambda x, like: _array(x.shape, x.dtype, like.sharding),
         part,
         trainable,
       )
@@ -98,11 +107,11 @@ def training_state(config: TrainConfig, mesh: Mesh) -> tuple[TrainState, Frozen]
 
 def inputs(
   config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]
-) -> tuple[TextInputs, VisionInputs, jax.ShapeDtypeStruct]:
+) -> tuple[TextInputs, VisionInputs, Any]:
   """(text, vision, grounding image) of `batch` samples in a bucket."""
 
-  def array(shape: tuple[int, ...], dtype: type, axis: int = 0) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, axis))
+  def array(shape: tuple[int, ...], dtype: DTypeLike, axis: int = 0) -> Any:
+    return _array(shape, dtype, batch_sharding(mesh, axis))
 
   tokens, patches = bucket
   size = config.image.grounding_size_px
@@ -128,8 +137,8 @@ def lower_sft(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, in
   text, vision, grounding = inputs(config, mesh, batch, bucket)
   masks, side = config.data.num_objects, config.image.grounding_size_px // 4
 
-  def array(shape: tuple[int, ...], dtype: type) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+  def array(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    return _array(shape, dtype, batch_sharding(mesh))
 
   targets = Targets(
     labels=array((batch, bucket[0]), jnp.int32),
@@ -154,7 +163,7 @@ def _lowered_step(
   return _lowered(step, (state, frozen, data, _key(mesh)), parts)
 
 
-def _key(mesh: Mesh) -> jax.ShapeDtypeStruct:
+def _key(mesh: Mesh) -> Any:
   return _whole(jax.eval_shape(lambda: jax.random.key(0)), mesh)
 
 
@@ -162,7 +171,7 @@ def _prompts(
   config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, int]
 ) -> GenerationInputs:
   text, vision, grounding = inputs(config, mesh, batch, bucket)
-  deltas = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
+  deltas = _array((batch,), jnp.int32, batch_sharding(mesh))
   return GenerationInputs(text, vision, deltas, grounding)
 
 
@@ -213,28 +222,23 @@ def lower_decode(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int,
   return _lowered(jax.jit(run, donate_argnums=1), (params, state, logits), parts)
 
 
-def _rows(tree: object, mesh: Mesh, axis: int = 0) -> object:
+def _rows(tree: T, mesh: Mesh) -> T:
   """Samples over the mesh; numbers are whole on every chip."""
-  return jax.tree.map(
-    lambda x: (
-      jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh, axis))
-      if x.ndim
-      else _whole(x, mesh)
-    ),
-    tree,
-  )
+  rows = batch_sharding(mesh)
+  return jax.tree.map(lambda x: _array(x.shape, x.dtype, rows) if x.ndim else _whole(x, mesh), tree)
 
 
 def _placed_samples(state: DecodeState, mesh: Mesh) -> DecodeState:
   """Key heads over the tensor axis where it divides them, as prefill leaves them."""
-  heads = "tensor" if state.cache.k.shape[-2] % mesh.shape["tensor"] == 0 else None
+  whole = state.cache
+  assert isinstance(whole, GroupCache)
+  heads = "tensor" if whole.k.shape[-2] % mesh.shape["tensor"] == 0 else None
 
-  def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  def placed(x: Any) -> Any:
     """[L, B, .., K, H]."""
     spec = PartitionSpec(None, ("data", "fsdp"), *[None] * (x.ndim - 4), heads)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+    return _array(x.shape, x.dtype, NamedSharding(mesh, spec))
 
-  whole = state.cache
   prompt, (k, v) = jax.tree.map(placed, whole.prompt), map(placed, (whole.k, whole.v))
   cache = whole.replace(prompt=prompt, k=k, v=v, prompt_mask=_rows(whole.prompt_mask, mesh))
   return _rows(state.replace(cache=None), mesh).replace(cache=cache)
@@ -262,8 +266,8 @@ def grpo_batch(
   out = jax.eval_shape(rollout, state.trainable, frozen, prompts, jax.random.key(0))
   grpo, side = config.grpo, config.model.sam2.mask_size
 
-  def rows(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=batch_sharding(mesh))
+  def rows(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    return _array((batch, *shape), dtype, batch_sharding(mesh))
 
   return GrpoBatch(
     prompts=prompts.text,

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -28,7 +29,7 @@ def compile_to_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, s
   Raises ValueError where the program needs more memory than the chip has.
   """
   with tempfile.TemporaryDirectory() as folder:
-    options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    options: dict[str, str | bool] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
     try:
       compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
@@ -56,7 +57,7 @@ def memory(
 
   Activations are what layers keep for the backward pass; temporaries are the rest of the peak.
   """
-  analysis = compiled.memory_analysis()
+  analysis: Any = compiled.memory_analysis()
   held = {name: bytes_a_chip(tree) for name, tree in parts.items()}
   peak = analysis.peak_memory_in_bytes
   kept = kept_activations(program)
@@ -80,7 +81,7 @@ def kept_activations(program: Program) -> int:
       continue
     if "transpose" in loop.text:
       continue
-    body = program.computations[loop.attribute("body").lstrip("%")]
+    body = program.computations[loop.given("body")]
     total += sum(
       body.instructions[name].types[0].nbytes
       for name in body.root.operands
@@ -226,7 +227,7 @@ def costliest(found: Sequence[Cost], count: int = 5) -> list[dict]:
         "operation": source,
         "seconds": round(seconds, 4),
         "share": round(seconds / total, 3) if total else 0.0,
-        "bound": max(bounds, key=bounds.get),
+        "bound": max(bounds, key=bounds.__getitem__),
         "flops_a_byte": round(sum(c.flops for c in group) / moved, 1) if moved else None,
       }
     )

@@ -16,10 +16,14 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vrt_jax import cli
+
+if TYPE_CHECKING:  # JAX is loaded after --help
+  from vrt_jax.config import ModelConfig
 
 VALUES = 1 << 24
 """Random values that all tensors are cut from, each at another offset."""
@@ -37,7 +41,7 @@ class Args:
   """Text layers; fewer for a trial."""
 
 
-def random_tensors(config, values: np.ndarray) -> dict:
+def random_tensors(config: "ModelConfig", values: np.ndarray) -> dict:
   """Every tensor of an export of the model, values drawn from `values` when they are written."""
   from converters.conversion import expected_sa2va
   from converters.export import patch_kernel, rename

@@ -112,8 +112,8 @@ def our_batches(args: DataArgs, data: str, workers: int) -> Callable[[], Iterato
   from vrt_jax.data.pipeline import SFT, BatchIterator
 
   config = recipe(args)
-  threads = {"num_workers": workers, "read_threads": 1 if workers else 0}
-  config = replace(config, data=replace(config.data, **threads))
+  threads = 1 if workers else 0
+  config = replace(config, data=replace(config.data, num_workers=workers, read_threads=threads))
   tokenizer = ChatTokenizer.from_dir(args.tokenizer)
 
   def batches() -> Iterator:

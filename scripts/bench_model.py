@@ -4,11 +4,18 @@ import io
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vrt_jax.config import ImageConfig, LoraConfig, ModelConfig, TextConfig, VisionConfig
 from vrt_jax.sizes import SAM2_SIZES
+
+if TYPE_CHECKING:  # JAX is loaded after --help
+  from vrt_jax.data.chat import ChatTokenizer
+  from vrt_jax.data.transforms import Prompt
+  from vrt_jax.generate.decode import GenerationInputs
+  from vrt_jax.models.sa2va import Sa2VA
 
 POSITION_SIDE = 48
 QUESTION = "Which of the things on the table could open the door, and where does it lie?"
@@ -49,14 +56,14 @@ class Subject:
   tokenizer_dir: Path = TOKENIZER
 
   @cached_property
-  def tokenizer(self):
+  def tokenizer(self) -> "ChatTokenizer":
     """The shapes tokenizer: its ids are a part of the vocabulary."""
     from vrt_jax.data.chat import ChatTokenizer
 
     return ChatTokenizer.from_dir(self.tokenizer_dir)
 
   @cached_property
-  def model(self):
+  def model(self) -> "Sa2VA":
     """Matrices random, norms of one."""
     from vrt_jax.models.sa2va import abstract_sa2va
 
@@ -85,7 +92,7 @@ class Subject:
     """Of the learned positions of the vision tower."""
     return int(self.config.vision.num_position_embeddings**0.5)
 
-  def prompt(self):
+  def prompt(self) -> "Prompt":
     """The picture and a text of `text_tokens` tokens, those around the picture included."""
     from vrt_jax.data.trace import evaluation_user_text
     from vrt_jax.data.transforms import make_prompt
@@ -98,20 +105,21 @@ class Subject:
     words = np.resize(ids[head:], self.text_tokens + visual - head)
     return replace(prompt, input_ids=np.concatenate([ids[:head], words]))
 
-  def inputs(self, prompt, rows: int = 1):
+  def inputs(self, prompt: "Prompt", rows: int = 1) -> "GenerationInputs":
     """`rows` times a prompt, as `generate` takes it, without padding."""
     import jax
 
     from vrt_jax.data.transforms import pad_inputs
     from vrt_jax.generate.decode import GenerationInputs
+    from vrt_jax.types import on_host
 
     bucket = (len(prompt.input_ids), len(prompt.patches))
     prompts = [prompt] * rows
     text, vision, deltas = pad_inputs(
       prompts, bucket, self.tokenizer, self.image, self.position_side
     )
-    grounding = np.stack([p.grounding_image for p in prompts])
-    return jax.device_put(GenerationInputs(text, vision, deltas, grounding))
+    grounding = on_host(np.stack([p.grounding_image for p in prompts]))
+    return jax.device_put(GenerationInputs(text, vision, on_host(deltas), grounding))
 
 
 def with_lora(config: ModelConfig, rank: int) -> ModelConfig:
@@ -119,7 +127,7 @@ def with_lora(config: ModelConfig, rank: int) -> ModelConfig:
   return replace(config, lora=LoraConfig(rank=rank, alpha=2.0 * rank))
 
 
-def random_model(abstract):
+def random_model(abstract: "Sa2VA") -> "Sa2VA":
   """The model with random matrices and norms of one."""
   import jax.numpy as jnp
   from flax import nnx

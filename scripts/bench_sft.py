@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,12 @@ from scripts.bench_model import MODEL, Subject, with_lora
 from scripts.bench_runs import medians
 from scripts.bench_speed import SpeedArgs, compared
 from vrt_jax.config import MeshConfig, OptimConfig, SftLossConfig
+
+if TYPE_CHECKING:  # JAX is loaded after --help
+  from jax import Array
+  from jax.stages import Compiled
+
+  from vrt_jax.types import Batch
 
 RANK = 128
 TEXT_TOKENS = 160
@@ -33,9 +40,9 @@ def subject() -> Subject:
   return Subject(with_lora(MODEL, RANK), text_tokens=TEXT_TOKENS)
 
 
-def training_batch(of: Subject, rows: int = 1, masks: int = 5):
+def training_batch(of: Subject, rows: int = 1, masks: int = 5) -> "Batch":
   """Equal samples: half of the text is labelled and holds the [SEG]s, with blocks as masks."""
-  from vrt_jax.types import IGNORE_INDEX, Batch, Targets
+  from vrt_jax.types import IGNORE_INDEX, Batch, Targets, on_host
 
   prompt = of.prompt()
   inputs = of.inputs(prompt, rows)
@@ -49,19 +56,19 @@ def training_batch(of: Subject, rows: int = 1, masks: int = 5):
     top = i % 7 * side // 8
     truth[i, top : top + side // 4, side // 4 : side // 2] = 1
 
-  def repeated(x: np.ndarray) -> np.ndarray:
-    return np.repeat(x[None], rows, axis=0)
+  def repeated(x: np.ndarray) -> "Array":
+    return on_host(np.repeat(x[None], rows, axis=0))
 
   targets = Targets(
     labels=repeated(labels),
     seg_positions=repeated(places),
-    seg_valid=np.ones((rows, masks), bool),
+    seg_valid=repeated(np.ones(masks, bool)),
     masks=repeated(truth),
   )
   return Batch(inputs.vision, inputs.text, inputs.grounding_image, targets)
 
 
-def prepared_step(of: Subject, batch):
+def prepared_step(of: Subject, batch: "Batch") -> tuple["Compiled", Callable[[], float]]:
   """(the compiled step, a function that makes an update and gives its loss)."""
   import jax
 
@@ -106,7 +113,7 @@ STEPS = {"jax": our_step, "torch": torch_step}
 def measure_sft(args: SpeedArgs) -> dict:
   """The line of results, with each side's peak memory in GiB."""
   peaks = {side: _peak_of(side) for side in STEPS}
-  runs = {side: make(subject()) for side, make in STEPS.items()}
+  runs: dict[str, Callable[[], object]] = {s: make(subject()) for s, make in STEPS.items()}
   line = compared(runs, args.repeats)
   return {"name": "sft_step"} | line | {f"{side}_gib": peak for side, peak in peaks.items()}
 
@@ -124,8 +131,8 @@ def main() -> None:
     raise SystemExit(f"error: give a side: {' or '.join(STEPS)}")
   medians({side: STEPS[side](subject())}, 2)
   # getrusage would count the process that started this one
-  kib = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-  print(json.dumps({"gib": round(kib / 2**20, 2)}))
+  (kib,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+  print(json.dumps({"gib": round(int(kib) / 2**20, 2)}))
 
 
 if __name__ == "__main__":

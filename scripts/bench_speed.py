@@ -7,12 +7,19 @@ gives a line of results; `ratio` is PyTorch's time by ours.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scripts.bench_model import MODEL, Subject
 from scripts.bench_runs import gemm_gflops, medians, memory_gbytes
-from vrt_jax.config import Sam2Config
+from vrt_jax.config import ComputeDtype, Sam2Config
+
+if TYPE_CHECKING:  # JAX is loaded after --help
+  from converters.torch_speed import TorchSide
+  from vrt_jax.generate.decode import GenerationInputs
+  from vrt_jax.models.qwen3_vl.cache import KVCache
+  from vrt_jax.models.sam2.model import ImageFeatures, MaskOutput
 
 LANGUAGE = replace(MODEL, sam2=Sam2Config())
 """A tiny SAM 2, where only the language half is measured."""
@@ -45,7 +52,7 @@ def prefill(args: SpeedArgs, subject: Subject) -> dict:
   params = with_layers_apart(params)
 
   @jax.jit
-  def run(params, inputs):
+  def run(params: "nnx.State", inputs: "GenerationInputs") -> "tuple[KVCache, jax.Array]":
     model = nnx.merge(graphdef, params)
     visual = model.qwen.visual_features(inputs.vision, model.dtype)
     cache, hidden = read_prompts(model, inputs.text, visual)
@@ -70,7 +77,7 @@ def prefill(args: SpeedArgs, subject: Subject) -> dict:
   }
 
 
-def decode(args: SpeedArgs, subject: Subject, rows: int, dtype: str = "float32") -> dict:
+def decode(args: SpeedArgs, subject: Subject, rows: int, dtype: ComputeDtype = "float32") -> dict:
   """A token of `rows` sequences with a KV cache: what `new_tokens` more cost than one, each."""
   import jax
   import jax.numpy as jnp
@@ -212,8 +219,8 @@ def sam2_encode(args: SpeedArgs, subject: Subject) -> dict:
     "jax": lambda: jax.block_until_ready(run(params, image[None])),
     "torch": lambda: theirs.image_maps(image),
   }
-  ours, reference = run(params, image[None]).stride16[0], theirs.image_maps(image)[2]
-  reference = reference[0].permute(1, 2, 0).numpy()
+  ours = run(params, image[None]).stride16[0]
+  reference = theirs.image_maps(image)[2][0].permute(1, 2, 0).numpy()
   flops, _ = sam2_flops(subject.config, 1)
   found = compared(runs, args.repeats)
   limit = gemm_gflops()
@@ -228,6 +235,7 @@ def sam2_encode(args: SpeedArgs, subject: Subject) -> dict:
 def mask_decode(args: SpeedArgs, subject: Subject, objects: int) -> dict:
   """SAM 2's mask decoder for the [SEG] states of one picture."""
   import jax
+  import jax.numpy as jnp
   from flax import nnx
 
   image = subject.prompt().grounding_image
@@ -239,9 +247,9 @@ def mask_decode(args: SpeedArgs, subject: Subject, objects: int) -> dict:
   states = np.random.default_rng(0).standard_normal((objects, width), np.float32)
 
   @jax.jit
-  def run(params, features, states):
+  def run(params: "nnx.State", features: "ImageFeatures", states: np.ndarray) -> "MaskOutput":
     model = nnx.merge(graphdef, params)
-    return model.decode_masks(features, states[None])
+    return model.decode_masks(features, jnp.asarray(states)[None])
 
   theirs = torch_side(subject)
   maps = theirs.image_maps(image)
@@ -260,7 +268,7 @@ def measure_speed(name: str, args: SpeedArgs) -> dict:
   return {"name": name} | MEASUREMENTS[name](args)
 
 
-def torch_side(subject: Subject):
+def torch_side(subject: Subject) -> "TorchSide":
   """The same model in PyTorch."""
   from converters.torch_speed import TorchSide
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
@@ -52,11 +52,13 @@ class CocoFile:
     entry = {"id": len(self.images) + 1, "file_name": file_name, "height": height, "width": width}
     self.images.append(entry)
 
-  def add_object(self, caption: str, segmentation: object) -> int:
+  def add_object(self, caption: str, segmentation: Any) -> int:
     """An object of the newest picture as the union of its RLEs; gives its annotation id.
 
     Raises ValueError where the mask does not decode, is of another size or empty.
     """
+    import numpy as np
+
     from vrt_jax.data.transforms import object_mask
     from vrt_jax.ops.masks import encode_rle
 
@@ -64,7 +66,7 @@ class CocoFile:
     mask = object_mask(segmentation, (image["height"], image["width"]), caption)
     if not mask.any():
       raise ValueError(f"empty mask: {caption}")
-    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     (top, left), (bottom, right) = ((int(rows[i]), int(columns[i])) for i in (0, -1))
     self.annotations.append(
       {
@@ -165,7 +167,7 @@ def main(args: Args) -> None:
     raise ValueError(f"{args.out} exists: delete it or choose another --out")
   source, kind = open_source(args.data, args.kind)
   make_entry = train_entry if kind == "train" else eval_entry
-  coco, lines, taken = CocoFile(), [], set()
+  coco, lines, taken = CocoFile(), list[str](), set[str]()
   partial = args.out.with_name(f".{args.out.name}.partial")
   shutil.rmtree(partial, ignore_errors=True)
   (partial / "images").mkdir(parents=True)

@@ -15,7 +15,12 @@ from vrt_jax.types import IGNORE_INDEX
 
 SMALL = 2**20
 """Elements up to which an array is one number: drawing compiles a program for each shape."""
-FULL = {"token_mask": True, "prompt_mask": True, "seg_valid": True, "best_valid": True}
+FULL: dict[str, int] = {
+  "token_mask": True,
+  "prompt_mask": True,
+  "seg_valid": True,
+  "best_valid": True,
+}
 FULL |= {"patch_segments": 1}
 """Values of the integers that say what counts; others are 0."""
 
@@ -26,7 +31,7 @@ def filled(tree: object, *, visual_tokens: int, labelled: int, new_tokens: int) 
   Samples have `visual_tokens` at their start, `labelled` tokens at their end are predicted, and
   completions have `new_tokens`.
   """
-  last = {
+  last: dict[str, Callable[[int], np.ndarray]] = {
     "visual_index": lambda n: np.where(np.arange(n) < visual_tokens, np.arange(n), -1),
     "labels": lambda n: np.where(np.arange(n) >= n - labelled, 1, IGNORE_INDEX),
     "position_ids": np.arange,

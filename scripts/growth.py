@@ -111,7 +111,9 @@ def measure(name: str, x: int, repeats: int, config: ModelConfig = SMALL) -> Poi
   batch = training_batch(subject, shape.batch, shape.objects)
   compiled, run = prepared_step(subject, batch)
   seconds = medians({"step": run}, repeats)["step"]
-  mib = compiled.memory_analysis().temp_size_in_bytes / 2**20
+  analysis = compiled.memory_analysis()
+  assert analysis is not None
+  mib = analysis.temp_size_in_bytes / 2**20
   return Point(x, round(seconds, 3), round(mib, 1))
 
 

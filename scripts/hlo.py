@@ -37,9 +37,7 @@ class Program:
       counts[name] = counts.get(name, 0) + times
       for i in self.computations[name].instructions.values():
         if i.opcode == "while":
-          visit(
-            i.attribute("body").lstrip("%"), times * self.trip_count(self.computations[name], i)
-          )
+          visit(i.given("body"), times * self.trip_count(self.computations[name], i))
         elif i.opcode in ("call", "async-start"):
           for callee in i.callees:
             visit(callee, times)
@@ -61,14 +59,14 @@ class Program:
 
   def _bound(self, loop: Instruction) -> int:
     """The constant that a loop's condition compares its counter with; 1 where there is none."""
-    condition = self.computations[loop.attribute("condition").lstrip("%")]
+    condition = self.computations[loop.given("condition")]
     compare = condition.root
     if compare.opcode == "fusion":
       inner = self.computations[compare.callees[0]]
-      bounds = [_constant(inner, name) for name in inner.root.operands]
+      found = [_constant(inner, name) for name in inner.root.operands]
     else:
-      bounds = [_constant(condition, name) for name in compare.operands]
-    bounds = [n for n in bounds if n is not None]
+      found = [_constant(condition, name) for name in compare.operands]
+    bounds = [n for n in found if n is not None]
     if not bounds:  # a fusion gets it from outside, or it is one condition of several
       inside = [self.computations[c] for i in condition.instructions.values() for c in i.callees]
       everything = [i for c in (condition, *inside) for i in c.instructions.values()]
@@ -89,12 +87,12 @@ class Program:
 
   def _counter(self, loop: Instruction) -> tuple[int | None, int]:
     """Which of a loop's values its condition reads and its body adds to, and how much."""
-    condition = self.computations[loop.attribute("condition").lstrip("%")]
-    body = self.computations[loop.attribute("body").lstrip("%")]
+    condition = self.computations[loop.given("condition")]
+    body = self.computations[loop.given("body")]
     for found in condition.instructions.values():
       if found.opcode != "get-tuple-element":
         continue
-      index = int(found.attribute("index"))
+      index = int(found.given("index"))
       if index >= len(body.root.operands):
         continue
       added = body.instructions.get(body.root.operands[index])
@@ -242,10 +240,9 @@ def convolution_flops(computation: Computation, instruction: Instruction) -> flo
   types = [computation.instructions[name].types[0] for name in instruction.operands[:2]]
   out = math.prod(instruction.types[0].shape)
   if instruction.opcode == "dot":
-    contracted = instruction.attribute("lhs_contracting_dims").strip("{}").split(",")
+    contracted = instruction.given("lhs_contracting_dims").strip("{}").split(",")
     return 2.0 * out * math.prod(types[0].shape[int(n)] for n in contracted if n)
-  labels = instruction.attribute("dim_labels")
-  lhs_labels, rhs_labels, out_labels = re.match(r"(\w+)_(\w+)->(\w+)", labels).groups()
+  lhs_labels, rhs_labels, out_labels = re.split("_|->", instruction.given("dim_labels"))
   features = types[1].shape[rhs_labels.index("i")]
   window = re.search(r"window=\{([^}]*)\}", instruction.text)
   settings = dict(part.split("=") for part in window[1].split()) if window else {}

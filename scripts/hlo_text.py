@@ -56,6 +56,12 @@ class Instruction:
     match = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^,\s]+)", self.text)
     return match[1] if match else None
 
+  def given(self, name: str) -> str:
+    """The same of an attribute that instructions of this kind always have, without a leading %."""
+    value = self.attribute(name)
+    assert value is not None, (name, self.text)
+    return value.lstrip("%")
+
   @property
   def callees(self) -> list[str]:
     """Computations that it runs."""

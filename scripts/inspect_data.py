@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
@@ -133,18 +133,19 @@ def _tallies(source: "Source", kind: str, args: Args) -> Iterator["Tally"]:
       pool.shutdown(cancel_futures=True)
 
 
-_common: list[tuple] = []
+_common: list[Any] = []
 """In a worker: the arguments that all ranges share."""
 
 
 def _start_worker(*common: object) -> None:
-  _common[:] = [common]
+  _common[:] = common
 
 
 def _tally_in_worker(span: tuple[int, int]) -> "Tally":
   from scripts.record_view import tally
 
-  return tally(*_common[0], *span)
+  source, kind, verify, thinking = _common
+  return tally(source, kind, verify, thinking, *span)
 
 
 def verify(source: "Source", kind: str, args: Args) -> None:

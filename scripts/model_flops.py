@@ -5,7 +5,9 @@ Source: the shapes of Qwen3-VL and SAM 2; SAM 2 is counted from its traced progr
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from jax.extend import core
 from vrt_jax.config import GrpoConfig, ModelConfig, TextConfig, VisionConfig
 from vrt_jax.models.layers import ShapeRngs
 from vrt_jax.models.sam2.hiera import run_blocks
-from vrt_jax.models.sam2.model import Sam2
+from vrt_jax.models.sam2.model import ImageFeatures, MaskOutput, Sam2
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,10 @@ def sam2_flops(config: ModelConfig, num_masks: int) -> tuple[float, float]:
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   prompts = jax.ShapeDtypeStruct((1, num_masks, config.sam2.d_model), jnp.float32)
 
-  def encode(state: nnx.State, image: jax.Array):
+  def encode(state: nnx.State, image: jax.Array) -> ImageFeatures:
     return nnx.merge(graphdef, state).encode_image(image)
 
-  def decode(state: nnx.State, features, prompts: jax.Array):
+  def decode(state: nnx.State, features: ImageFeatures, prompts: jax.Array) -> MaskOutput:
     return nnx.merge(graphdef, state).decode_masks(features, prompts)
 
   features = jax.eval_shape(encode, state, image)
@@ -85,7 +87,9 @@ def sam2_flops(config: ModelConfig, num_masks: int) -> tuple[float, float]:
   return encoder, fcs + traced_flops(decode, state, features, prompts)
 
 
-def _encoder_flops(encode, model: Sam2, state: nnx.State, image: jax.ShapeDtypeStruct) -> float:
+def _encoder_flops(
+  encode: Callable, model: Sam2, state: nnx.State, image: jax.ShapeDtypeStruct
+) -> float:
   """Of the image encoder; its trunk block by block, since a loop's text has every kind of block."""
   trunk = model.image_encoder.trunk
   x, blocks, looped = jax.eval_shape(lambda t, i: t.patch_embed(i), trunk, image), 0.0, 0.0
@@ -98,9 +102,13 @@ def _encoder_flops(encode, model: Sam2, state: nnx.State, image: jax.ShapeDtypeS
   return traced_flops(encode, state, image) - looped + blocks
 
 
-def traced_flops(function, *args) -> float:
+def traced_flops(function: Callable, *args: Any) -> float:
   """Of the matrix products and convolutions of a traced function."""
   return _flops(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+  return variable.aval.shape
 
 
 def _flops(jaxpr: core.Jaxpr) -> float:
@@ -109,15 +117,15 @@ def _flops(jaxpr: core.Jaxpr) -> float:
     name = eqn.primitive.name
     if name == "dot_general":
       (contracted, _), _ = eqn.params["dimension_numbers"]
-      shape = eqn.invars[0].aval.shape
-      total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
+      shape = _shape(eqn.invars[0])
+      total += 2.0 * math.prod(_shape(eqn.outvars[0])) * math.prod(shape[i] for i in contracted)
     elif name == "conv_general_dilated":
       numbers = eqn.params["dimension_numbers"]
-      kernel = eqn.invars[1].aval.shape
+      kernel = _shape(eqn.invars[1])
       per_output = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
       if any(d > 1 for d in eqn.params["lhs_dilation"]):  # transposed: an input meets each weight
         per_output //= math.prod(eqn.params["lhs_dilation"])
-      total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * per_output
+      total += 2.0 * math.prod(_shape(eqn.outvars[0])) * per_output
     times = eqn.params["length"] if name == "scan" else 1
     total += times * sum(_flops(inner) for inner in core.jaxprs_in_params(eqn.params))
   return total

@@ -15,11 +15,18 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from vrt_jax import cli
+
+if TYPE_CHECKING:  # JAX is loaded after --help
+  from jax import Array
+
+  from vrt_jax.model_directory import Loaded
+  from vrt_jax.models.sa2va import Sa2VA
+  from vrt_jax.models.sam2.model import ImageFeatures
 
 TOLERANCES = {
   "float32": {
@@ -69,7 +76,9 @@ class Row:
     return self.error <= self.tolerance
 
 
-def our_stages(loaded, args: Args, generated: list[int]) -> tuple[dict[str, np.ndarray], str]:
+def our_stages(
+  loaded: "Loaded", args: Args, generated: list[int]
+) -> tuple[dict[str, np.ndarray], str]:
   """The same stages in JAX for the text that PyTorch generated, and our own greedy text."""
   import jax
   from flax import nnx
@@ -96,7 +105,7 @@ def our_stages(loaded, args: Args, generated: list[int]) -> tuple[dict[str, np.n
   first, seg = len(prompt.input_ids) - 1, np.flatnonzero(ids == tokenizer.seg_id)
 
   @nnx.jit
-  def language(model):
+  def language(model: "Sa2VA") -> tuple["Array", ...]:
     tokens, deepstack = model.qwen.visual(vision, model.dtype)
     embeds, _ = model.qwen.embed_multimodal(text, vision, model.dtype)
     segments = text.token_mask.astype(np.int32)
@@ -117,15 +126,18 @@ def our_stages(loaded, args: Args, generated: list[int]) -> tuple[dict[str, np.n
   return out, greedy(loaded, args)
 
 
-def _segmentation(model, grounding_image: np.ndarray, prompts, size: tuple[int, int]) -> dict:
+def _segmentation(
+  model: "Sa2VA", grounding_image: np.ndarray, prompts: "Array", size: tuple[int, int]
+) -> dict:
   """From language prompts [M, E] to mask logits at picture size."""
+  import jax.numpy as jnp
   from flax import nnx
 
   from vrt_jax.ops.resize import resize_bilinear_numpy
 
   @nnx.jit
-  def segment(model, prompts):
-    features = model.sam2.encode_image(grounding_image[None], model.dtype)
+  def segment(model: "Sa2VA", prompts: "Array") -> tuple["ImageFeatures", "Array", "Array"]:
+    features = model.sam2.encode_image(jnp.asarray(grounding_image[None]), model.dtype)
     found = model.sam2.decode_prompts(features, model.sam2.language_prompt(prompts[None]))
     return features, found.masks[0, :, 1:], found.iou_pred[0, :, 1:]
 
@@ -142,7 +154,7 @@ def _segmentation(model, grounding_image: np.ndarray, prompts, size: tuple[int, 
   }
 
 
-def greedy(loaded, args: Args) -> str:
+def greedy(loaded: "Loaded", args: Args) -> str:
   """Our own greedy text for the prompt."""
   from vrt_jax.config import EvalConfig
   from vrt_jax.generate.predictor import Predictor, Request, prompt_bucket

@@ -24,7 +24,7 @@ from vrt_jax.data.tfds_builders import Vrt80k, VrtEval, encode_eval, encode_trai
 from vrt_jax.data.tfrecord import TFRecordSource
 
 Kind = Literal["train", "eval"]
-BUILDERS = {"train": Vrt80k, "eval": VrtEval}
+BUILDERS: dict[Kind, type[Vrt80k] | type[VrtEval]] = {"train": Vrt80k, "eval": VrtEval}
 
 Tick = Callable[[int], None]
 """Takes the bytes of each record that was read."""
@@ -124,18 +124,18 @@ def _serialized(
     try:
       data = source[index]
       if task.kind == "train":
-        record = parse_train(data)
-        check_train_record(record, task.verify, task.thinking)
-        encoded = encode_train(record)
+        train = parse_train(data)
+        check_train_record(train, task.verify, task.thinking)
+        found, encoded = train.key, encode_train(train)
       else:
-        record = parse_eval(data)
-        check_eval_record(record, task.verify)
-        encoded = encode_eval(record)
+        held_out = parse_eval(data)
+        check_eval_record(held_out, task.verify)
+        found, encoded = held_out.key, encode_eval(held_out)
     except ValueError as error:
       count_drop(report.drops, key, error)
       continue
     report.written += 1
-    report.keys.append(record.key)
+    report.keys.append(found)
     yield features.serialize_example(encoded)
 
 
@@ -144,9 +144,11 @@ def _read_back(path: str, report: ShardReport) -> None:
   records = ArrayRecordDataSource([path])
   keys = []
   for data in records:
-    keys.append(
-      read_bytes_feature(lambda at, n, data=data: data[at : at + n], len(data), "key").decode()
-    )
+
+    def read(at: int, count: int, data: bytes = data) -> bytes:
+      return data[at : at + count]
+
+    keys.append(read_bytes_feature(read, len(data), "key").decode())
   if keys != report.keys:
     raise ValueError(
       f"{report.source}: {len(report.keys)} records were written, but {len(keys)} read back, or "

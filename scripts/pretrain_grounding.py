@@ -36,12 +36,12 @@ from vrt_jax.models.qwen3_vl.model import Qwen3VL
 from vrt_jax.placement import batch_sharding
 from vrt_jax.runtime import make_mesh, use_cpu_cores
 from vrt_jax.train.optim import trainable_filter
-from vrt_jax.types import TextInputs, VisionInputs
+from vrt_jax.types import TextInputs, VisionInputs, on_host
 
 BUCKET = (104, 144)
 MAX_PHRASES = 10
 Sample = tuple[Prompt, np.ndarray, np.ndarray]
-PhraseBatch = tuple[TextInputs, VisionInputs, np.ndarray, np.ndarray]
+PhraseBatch = tuple[TextInputs, VisionInputs, jax.Array, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def first_layers(qwen: Qwen3VL, count: int) -> None:
   decoder.config = dataclasses.replace(decoder.config, num_layers=count)
 
 
-def is_text(path: tuple, variable: nnx.Variable) -> bool:
+def is_text(path: tuple, variable: object) -> bool:
   """Whether a parameter is outside the vision tower."""
   return "visual" not in path and trainable_filter("all")(path, variable)
 
@@ -145,7 +145,7 @@ def train(args: Args) -> None:
   qwen = nnx.clone(model.qwen)
   first_layers(qwen, args.layers)
 
-  def loss_fn(finder: Finder, batch: PhraseBatch, key: jax.Array):
+  def loss_fn(finder: Finder, batch: PhraseBatch, key: jax.Array) -> tuple[jax.Array, dict]:
     del key
     text, vision, features, ends = batch
     hidden = finder.qwen.language_model.final_norm(finder.qwen(text, vision))
@@ -154,7 +154,7 @@ def train(args: Args) -> None:
   def batch_fn(samples: list[Sample]) -> PhraseBatch:
     prompts, features, ends = zip(*samples, strict=True)
     text, vision, _ = pad_inputs(list(prompts), BUCKET, loaded.tokenizer, loaded.image, side)
-    return text, vision, np.stack(features), np.stack(ends)
+    return text, vision, on_host(np.stack(features)), on_host(np.stack(ends))
 
   def put(batch: PhraseBatch, mesh: Mesh) -> PhraseBatch:
     rows, columns = batch_sharding(mesh), batch_sharding(mesh, batch_axis=1)

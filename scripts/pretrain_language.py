@@ -140,8 +140,10 @@ def train(args: Args) -> None:
   prompts = load_prompts(args.base / PROMPTS_FILE, config.sam2.d_model)
   teacher = nnx.split(prompts)
 
-  def loss_fn(speaker: Speaker, batch: tuple[Batch, jax.Array, jax.Array], key: jax.Array):
-    batch, features, described = batch
+  def loss_fn(
+    speaker: Speaker, sample: tuple[Batch, jax.Array, jax.Array], key: jax.Array
+  ) -> tuple[jax.Array, dict]:
+    batch, features, described = sample
     text, inputs = speaker.qwen.language_model, batch.text
     if not args.framed:
       shifted = shift_answers(inputs.position_ids, batch.targets.labels, key)

@@ -12,6 +12,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -107,7 +108,7 @@ class ToViews(grain.transforms.RandomMap):
   mask_resize: NearestMode
   position_side: int
 
-  def random_map(self, element: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
+  def random_map(self, element: bytes, rng: np.random.Generator) -> dict[str, Any]:
     record, args, merge = parse_train(element), self.args, self.image.merge_size
     picture = decode_image(record.image)
     annotations = record.annotation["original_annotation"]["objects_anns"]

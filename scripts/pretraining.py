@@ -1,6 +1,7 @@
 """The loop of the pretraining scripts, whose modules and losses are thrown away afterwards."""
 
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import grain
 import jax
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from vrt_jax.data.records import TFRecordSource
 from vrt_jax.train.optim import Filter, muon, trainable_filter
 
+M = TypeVar("M", bound=nnx.Module)
 WARMUP_STEPS = 50
 LOG_EVERY = 20
 
@@ -36,10 +38,10 @@ def stream(
 
 
 def fit(
-  module: nnx.Module,
-  loss_fn: Callable[[nnx.Module, object, jax.Array], tuple[jax.Array, dict]],
+  module: M,
+  loss_fn: Callable[[M, Any, jax.Array], tuple[jax.Array, dict]],
   batches: Iterator,
-  put: Callable[[object, Mesh], object],
+  put: Callable[[Any, Mesh], object],
   mesh: Mesh,
   *,
   steps: int,
@@ -47,7 +49,7 @@ def fit(
   seed: int,
   name: str,
   trainable: Filter | None = None,
-) -> nnx.Module:
+) -> M:
   """Trains with Muon, warm-up and cosine; prints the last metrics.
 
   Muon learns from far fewer samples here: in 150 steps of the language stage the text loss fell to
@@ -57,17 +59,19 @@ def fit(
   `trainable` chooses the parameters, all where it is None.
   """
   chosen = trainable or trainable_filter("all")
-  graphdef, params, fixed = nnx.split(module, chosen, ...)
+  graphdef, *states = nnx.split(module, chosen, ...)
   warmup = min(WARMUP_STEPS, steps // 4)
   schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps)
   rule = muon(schedule, optax.adamw(schedule, b2=0.98))
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), rule)
-  params, fixed = jax.device_put((params, fixed), NamedSharding(mesh, PartitionSpec()))
+  params, fixed = jax.device_put(states, NamedSharding(mesh, PartitionSpec()))
   opt_state = jax.jit(optimizer.init)(params)
 
   @jax.jit
-  def step(params, opt_state, batch, key):
-    def loss(params):
+  def step(
+    params: nnx.State, opt_state: optax.OptState, batch: Any, key: jax.Array
+  ) -> tuple[nnx.State, optax.OptState, dict]:
+    def loss(params: nnx.State) -> tuple[jax.Array, dict]:
       return loss_fn(nnx.merge(graphdef, params, fixed), batch, key)
 
     grads, metrics = jax.grad(loss, has_aux=True)(params)

@@ -186,7 +186,7 @@ def statistics(facts: Sequence[RecordFacts]) -> list[str]:
   """A table of smallest, median, 95th percentile and largest values of usable records."""
   if not facts:
     return []
-  columns = {
+  columns: dict[str, Sequence[float]] = {
     "objects": [f.objects for f in facts],
     "mentions": [f.mentions for f in facts],
     "characters of text": [f.characters for f in facts],

@@ -123,8 +123,8 @@ def main() -> None:
   """Command line."""
   args = cli.parse(Args, sys.argv[1:], "python -m scripts.rl_table", __doc__)
   command = " ".join(["python -m scripts.rl_table", *sys.argv[1:]])
-  runs = [[read_run(path) for path in paths] for paths in (args.rl, args.without)]
-  text = table(read_run(args.sft), *runs, command)
+  rl, without = ([read_run(path) for path in paths] for paths in (args.rl, args.without))
+  text = table(read_run(args.sft), rl, without, command)
   write_whole(args.out, text)
   print(text, end="")
 

@@ -153,10 +153,10 @@ def batch_result(
   width = 256  # of a key or a reason, so that all processes have arrays of one size
   texts = np.zeros((len(made), width), np.uint8)
   for row, (example, reason) in zip(texts, made, strict=True):
-    text = ("+" + example.truth.key if example else "-" + reason).encode()
-    if len(text) > width:
+    letters = ("+" + example.truth.key if example else "-" + reason).encode()
+    if len(letters) > width:
       raise ValueError(f"the key {example.truth.key if example else reason} is too long")
-    row[: len(text)] = list(text)
+    row[: len(letters)] = list(letters)
   samples: dict[str, list[float]] = {}
   unusable: Counter[str] = Counter()
   for row, values in zip(gather_rows(texts, mesh), rewards, strict=True):

@@ -72,7 +72,7 @@ def _complaint(box: str) -> str:
   return next((" ".join(group) for is_text, group in paragraphs if is_text), "bad arguments")
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], object]) -> None:
   """Runs a command; what a user can mend is printed as one line, without a traceback."""
   try:
     main()

@@ -162,7 +162,7 @@ def train_record(
   key: str, image: bytes, question: Question, objects: dict[str, tuple[Rle, str]]
 ) -> TrainRecord:
   """A sample of the VRT-80k layout; raises ValueError where it could not be trained on."""
-  candidate = {"question": question.question, "answer_caption": question.answer}
+  candidate: dict[str, Any] = {"question": question.question, "answer_caption": question.answer}
   if question.reasoning is not None:
     candidate["reasoning"] = question.reasoning
   candidate["answer_objects"] = list(dict.fromkeys(_tags(question.answer)))

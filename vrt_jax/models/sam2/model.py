@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float, UInt8
 
 from vrt_jax.config import Sam2Config
@@ -110,7 +111,7 @@ class Sam2(nnx.Module):
   def encode_image(
     self,
     image: UInt8[Array, "B Y X 3"] | Float[Array, "B Y X 3"],
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
   ) -> ImageFeatures:
     """Trunk and neck, which stay frozen in fine-tuning; `dtype` is the compute dtype.
 
