@@ -254,7 +254,14 @@ def test_no_deepstack():
   text, vision = make_inputs()
   features = model.visual_features(vision).deepstack
   assert features.shape == (len(text.input_ids), 0, vision.pixel_values.shape[1] // 4, 24)
-  assert forward(model, text, vision).shape == (*text.input_ids.shape, 24)
+  hidden = forward(model, text, vision)
+  assert hidden.shape == (*text.input_ids.shape, 24)
+  embeds, deepstack = model.embed_multimodal(text, vision)
+  np.testing.assert_array_equal(deepstack, jnp.moveaxis(features, 1, 0))
+  segments = text.token_mask.astype(jnp.int32)
+  args = embeds, text.position_ids, AttentionMask.causal(segments, segments)
+  plain, _ = model.language_model.hidden_states(*args)
+  np.testing.assert_allclose(plain, hidden, rtol=1e-5, atol=1e-5)
 
 
 def test_errors():
