@@ -1,10 +1,12 @@
 """Group relative policy optimisation (GRPO, arXiv 2402.03300; Dr. GRPO, arXiv 2503.20783)."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 ADVANTAGE_EPS = 1e-4
@@ -13,7 +15,7 @@ Normalisation = Literal["grpo", "dr_grpo"]
 
 
 def group_advantages(
-  rewards: Float[Array, "B"], group_size: int, normalise: bool = True
+  rewards: Float[ArrayLike, "B"] | Sequence[float], group_size: int, normalise: bool = True
 ) -> Float[Array, "B"]:
   """(r - mean) / (std + 1e-4) within each run of `group_size` rewards, float32.
 

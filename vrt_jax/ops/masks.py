@@ -28,8 +28,8 @@ Mask = Shaped[np.ndarray, "Y X"] | Mapping[str, Any]
 MAX_CHARS_PER_RUN = 8  # 5 bits a character: runs of up to 39 bits
 
 
-def encode_rle(mask: Shaped[np.ndarray, "Y X"]) -> Rle:
-  """The RLE of a dense mask; raises ValueError where the mask is not two-dimensional."""
+def encode_rle(mask: np.ndarray) -> Rle:
+  """The RLE of a dense mask [Y, X]; raises ValueError where it is not two-dimensional."""
   mask = np.asarray(mask)
   if mask.ndim != 2:
     raise ValueError(f"mask: expected two dimensions (height, width), got shape {mask.shape}")

@@ -39,7 +39,7 @@ def mrope_cos_sin(
   head_dim: int,
   theta: float,
   mrope_section: tuple[int, int, int],
-) -> tuple[Float[Array, "B T H/2"], Float[Array, "B T H/2"]]:
+) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
   """Cosines and sines of interleaved M-RoPE, float32 (HF Qwen3VLTextRotaryEmbedding).
 
   Raises ValueError where the sections do not sum to head_dim / 2.
@@ -53,7 +53,7 @@ def mrope_cos_sin(
 
 def vision_cos_sin(
   positions: Int32[Array, "B P 2"], head_dim: int
-) -> tuple[Float[Array, "B P H/2"], Float[Array, "B P H/2"]]:
+) -> tuple[Float[Array, "B P half"], Float[Array, "B P half"]]:
   """Cosines and sines of the 2-D rope, float32 (HF Qwen3VLVisionRotaryEmbedding).
 
   The first quarter of a head follows the row, the second the column.
@@ -65,7 +65,7 @@ def vision_cos_sin(
 
 
 def apply_rope(
-  x: Float[Array, "B T N H"], cos: Float[Array, "B T H/2"], sin: Float[Array, "B T H/2"]
+  x: Float[Array, "B T N H"], cos: Float[Array, "B T half"], sin: Float[Array, "B T half"]
 ) -> Float[Array, "B T N H"]:
   """Rotates the pairs (x[i], x[i + H/2]) of every head, in float32; the dtype of x is kept."""
   if on_tpu():

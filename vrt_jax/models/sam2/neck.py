@@ -10,7 +10,7 @@ from vrt_jax.models.layers import Linear
 from vrt_jax.models.sam2.hiera import Hiera
 
 
-def upsample_nearest_2x(x: Float[Array, "B Y X D"]) -> Float[Array, "B 2Y 2X D"]:
+def upsample_nearest_2x(x: Float[Array, "B Y X D"]) -> Float[Array, "B 2*Y 2*X D"]:
   """Every cell becomes a 2x2 block."""
   b, y, x_size, d = x.shape
   x = jnp.broadcast_to(x[:, :, None, :, None], (b, y, 2, x_size, 2, d))
