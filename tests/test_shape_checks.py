@@ -6,7 +6,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from tests.shape_checks import checked
+from shape_checks import checked
 from vrt_jax.losses.token import cross_entropy
 from vrt_jax.ops.rope import apply_rope
 

@@ -41,7 +41,7 @@ class Qwen3VL(nnx.Module):
 
   def embed_multimodal(
     self, text: TextInputs, vision: VisionInputs | None, dtype: DTypeLike = jnp.float32
-  ) -> tuple[Float[Array, "B T D"], Float[Array, "n B P/4 D"] | None]:
+  ) -> tuple[Float[Array, "B T D"], Float[Array, "n B Vt D"] | None]:
     """Token embeddings with the visual tokens in their places, and the DeepStack features."""
     if vision is None:
       return self.language_model.embed(text.input_ids).astype(dtype), None

@@ -140,7 +140,7 @@ class VisionTower(nnx.Module):
 
   def __call__(
     self, vision: VisionInputs, dtype: DTypeLike
-  ) -> tuple[Float[Array, "B P/4 out"], Float[Array, "n B P/4 out"]]:
+  ) -> tuple[Float[Array, "B Vt out"], Float[Array, "n B Vt out"]]:
     """Rows of padding patches carry no meaning."""
     x = self.patch_embed(vision.pixel_values, dtype)
     x = x + self._position_embeddings(vision).astype(dtype)
