@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-
 from shape_checks import checked
+
 from vrt_jax.losses.token import cross_entropy
 from vrt_jax.ops.rope import apply_rope
 
