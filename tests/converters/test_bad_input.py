@@ -165,6 +165,10 @@ def config_of(src: Path) -> dict:
     (lambda c: c.pop("vision_config"), ["no vision_config"]),
     (lambda c: c["vrt_jax"].pop("sam2"), ["vrt_jax: no sam2"]),
     (lambda c: c["text_config"]["rope_scaling"].update(mrope_section=[1, 1, 1]), ["mrope_section"]),
+    (
+      lambda c: c["text_config"]["rope_scaling"].update(mrope_section=[6, 2]),
+      ["mrope_section is [6, 2], not three integers"],
+    ),
   ],
 )
 def test_a_wrong_config(src, edit, messages):
