@@ -7,7 +7,7 @@ Patches come in merge-block order: [t, h / merge, w / merge, merge, merge].
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int, Int32
 
 Grid = tuple[int, int, int]
 
@@ -96,7 +96,7 @@ def vision_layout(grids: list[Grid], num_patches: int, merge: int, side: int) ->
 
 
 def mrope_position_ids(
-  input_ids: Int32[np.ndarray, "T"], grids: list[Grid], image_token_id: int, merge: int
+  input_ids: Int[np.ndarray, "T"], grids: list[Grid], image_token_id: int, merge: int
 ) -> tuple[Int32[np.ndarray, "3 T"], int]:
   """M-RoPE positions (time, row, column) of unpadded ids and the delta for decoding.
 
@@ -135,7 +135,7 @@ def mrope_position_ids(
   return position_ids, next_position - len(input_ids)
 
 
-def visual_index(input_ids: Int32[np.ndarray, "T"], image_token_id: int) -> Int32[np.ndarray, "T"]:
+def visual_index(input_ids: Int[np.ndarray, "T"], image_token_id: int) -> Int32[np.ndarray, "T"]:
   """Running index of the visual token at each position, -1 for text.
 
   >>> visual_index(np.array([7, 9, 9, 7, 9]), image_token_id=9)

@@ -69,7 +69,7 @@ def _check(config: Sam2Config) -> None:
     raise ValueError(f"sam2.window_spec {config.window_spec}: the first three must be even")
 
 
-def normalize_image(image: UInt8[Array, "B Y X 3"]) -> Float[Array, "B Y X 3"]:
+def normalize_image(image: UInt8[Array, "*B Y X 3"]) -> Float[Array, "*B Y X 3"]:
   """RGB bytes to ImageNet's mean 0 and standard deviation 1, float32."""
   return (image.astype(jnp.float32) / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
 
