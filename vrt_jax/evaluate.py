@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from vrt_jax.metrics.results import (
 )
 from vrt_jax.metrics.summary import summarize
 from vrt_jax.partial import Partial
-from vrt_jax.runtime import is_leader
+from vrt_jax.runtime import CompileCounter, is_leader
 
 HEADLINE = {"R-LQ": "reasoning_lq", "R-SQ": "reasoning_sq", "A-mIoU": "answer_miou"}
 """The three published numbers, by their names in the results file."""
@@ -81,22 +82,27 @@ def evaluate(
 
   Records are generated in `order` (indices, so that a batch holds prompts of like size) and
   reported in their own. Returns the content of the results file. The first `config.num_pictures`
-  records are drawn. Of several processes, which all call this, one writes. With `partial` the
-  batches that it has are not generated again, and new ones are added to it.
+  records are drawn; the bar shows the scores so far and how many programs were compiled, which
+  stops after the first batch of each size. Of several processes, which all call this, one writes.
+  With `partial` the batches that it has are not generated again, and new ones are added to it.
   """
   writes = is_leader()
   if writes:
     out_dir.mkdir(parents=True, exist_ok=True)
   order = range(len(records)) if order is None else order
   details: dict[int, dict[str, Any]] = {}
-  with tqdm(total=len(order), desc=description, unit="sample", disable=not writes) as bar:
+  with (
+    closing(CompileCounter()) as programs,
+    tqdm(total=len(order), desc=description, unit="sample", disable=not writes) as bar,
+  ):
     for numbers, answers in _batches(predictor, records, order, config.batch_size, partial):
       for i, (text, objects) in zip(numbers, answers, strict=True):
         details[i] = score_sample(sample_result(records[i], text, objects, thinking))
         if writes and i < config.num_pictures:
           _draw(records[i], text, objects).save(out_dir / f"{i + 1:03d}.png")
       bar.update(len(numbers))
-      bar.set_postfix_str(running_metrics(details.values()))
+      figures = running_metrics(details.values())
+      bar.set_postfix_str(f"{figures}  programs compiled {programs.count}")
   in_order = [details[i] for i in range(len(records))]
   results = results_of(in_order, config_hash, model_path=model_path)
   if writes:

@@ -1,8 +1,10 @@
 """Generating and scoring VRT-Eval records with one command."""
 
 import json
+import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -46,6 +48,19 @@ def test_results_keep_the_order_of_the_records(tmp_path):
   assert [d["sample_info"]["key"] for d in details] == [r.key for r in records]
   assert all(r.question in d["prediction"]["text"] for r, d in zip(records, details, strict=True))
   assert [path.name for path in tmp_path.glob("*.png")] == ["001.png"]
+
+
+def test_programs_that_are_compiled_are_counted(tmp_path, capsys):
+  class Compiling(LeftHalf):
+    def predict(self, requests):
+      if len(self.asked) < 2:  # the first batches
+        jax.jit(lambda x: x + len(self.asked))(0)
+      yield from super().predict(requests)
+
+  records = [tiny.eval_record(i) for i in range(3)]
+  evaluate.evaluate(Compiling(), records, tmp_path, EvalConfig(batch_size=1, num_pictures=0))
+  counts = re.findall(r"programs compiled (\d+)", capsys.readouterr().err)
+  assert counts[-1] == "2"
 
 
 @pytest.fixture(scope="module")
