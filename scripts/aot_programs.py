@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -110,15 +111,13 @@ def inputs(
 ) -> tuple[TextInputs, VisionInputs, Any]:
   """(text, vision, grounding image) of `batch` samples in a bucket."""
 
-  def array(shape: tuple[int, ...], dtype: DTypeLike, axis: int = 0) -> Any:
-    return _array(shape, dtype, batch_sharding(mesh, axis))
-
+  array = partial(_array, sharding=batch_sharding(mesh))
   tokens, patches = bucket
   size = config.image.grounding_size_px
   text = TextInputs(
     input_ids=array((batch, tokens), jnp.int32),
     token_mask=array((batch, tokens), bool),
-    position_ids=array((3, batch, tokens), jnp.int32, 1),
+    position_ids=_array((3, batch, tokens), jnp.int32, batch_sharding(mesh, 1)),
     visual_index=array((batch, tokens), jnp.int32),
   )
   vision = VisionInputs(
@@ -137,9 +136,7 @@ def lower_sft(config: TrainConfig, mesh: Mesh, batch: int, bucket: tuple[int, in
   text, vision, grounding = inputs(config, mesh, batch, bucket)
   masks, side = config.data.num_objects, config.image.grounding_size_px // 4
 
-  def array(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-    return _array(shape, dtype, batch_sharding(mesh))
-
+  array = partial(_array, sharding=batch_sharding(mesh))
   targets = Targets(
     labels=array((batch, bucket[0]), jnp.int32),
     seg_positions=array((batch, masks), jnp.int32),

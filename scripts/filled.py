@@ -15,13 +15,7 @@ from vrt_jax.types import IGNORE_INDEX
 
 SMALL = 2**20
 """Elements up to which an array is one number: drawing compiles a program for each shape."""
-FULL: dict[str, int] = {
-  "token_mask": True,
-  "prompt_mask": True,
-  "seg_valid": True,
-  "best_valid": True,
-}
-FULL |= {"patch_segments": 1}
+FULL = dict.fromkeys(("token_mask", "prompt_mask", "seg_valid", "best_valid", "patch_segments"), 1)
 """Values of the integers that say what counts; others are 0."""
 
 

@@ -209,7 +209,8 @@ def serve(checkpoint: str, settings: ServeSettings) -> None:
   """
   reasoner = load(checkpoint, max_new_tokens=settings.max_new_tokens, max_masks=settings.max_masks)
   with make_server(Answers(reasoner, settings), settings) as server:
-    print(f"http://{settings.host}:{server.server_port}/  (Ctrl-C stops)", flush=True)
+    host, port = server.socket.getsockname()[:2]
+    print(f"http://{host}:{port}/  (Ctrl-C stops)", flush=True)
     try:
       server.serve_forever()
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {f"{part}_seconds" for part in ("rollout", "reward", "update")}
 TIMES = {"step_seconds", "tokens_per_second", "compiles", *PARTS}
-LIMIT_S = 900
+LIMIT_S = 600
 ENVIRONMENT = {
   **os.environ,
   "JAX_PLATFORMS": "cpu",

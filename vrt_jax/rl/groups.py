@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int32, UInt8
@@ -139,7 +138,7 @@ def equal_groups(rewards: Float[np.ndarray, "B G"]) -> Bool[np.ndarray, "B"]:
 def advantages_of(rewards: Float[np.ndarray, "B G"], grpo: GrpoConfig) -> Float[np.ndarray, "B G"]:
   """The advantages of samples within their groups, float32."""
   normalise = grpo.normalisation == "grpo"
-  flat = group_advantages(jnp.asarray(rewards.reshape(-1)), rewards.shape[1], normalise)
+  flat = group_advantages(rewards.reshape(-1), rewards.shape[1], normalise)
   return np.asarray(flat).reshape(rewards.shape)
 
 

@@ -178,7 +178,8 @@ class TextDecoder(nnx.Module):
       return x, whole
     config = self.config
     rope = mrope_cos_sin(position_ids, config.head_dim, config.rope_theta, config.mrope_section)
-    x, written = inputs_embeds, list[Any]()
+    x = inputs_embeds
+    written: list[Any] = []
     assert isinstance(self.layers, nnx.List)
     for layer, own in zip(self.layers, cache, strict=True):
       x, after = layer(constrain_batch(x), rope, None, CacheSlice(own, 0, slot), None)

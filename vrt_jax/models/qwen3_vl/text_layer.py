@@ -1,5 +1,6 @@
 """A layer of Qwen3-VL's text decoder: grouped attention with adapters, and SwiGLU."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -37,11 +38,11 @@ def _split(key: Key[Array, ""] | None) -> tuple[Array | None, Array | None]:
 
 def _dropouts(
   lora: LoraConfig, key: Key[Array, ""] | None, x: Array, count: int
-) -> list[Dropout | None]:
+) -> Sequence[Dropout | None]:
   """For `count` adapted linear layers that read x; a key turns them on."""
   if key is None or not lora.rank or not lora.dropout:
     return [None] * count
-  return [*draw_dropouts(key, x.shape, lora.dropout, count)]
+  return draw_dropouts(key, x.shape, lora.dropout, count)
 
 
 class TextAttention(nnx.Module):
