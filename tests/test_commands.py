@@ -99,11 +99,12 @@ def test_a_platform_that_is_not_there_is_one_line(tmp_path):
   assert "Traceback" not in done.stderr
 
 
-def test_other_failures_keep_their_traceback():
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError, ModuleNotFoundError, KeyError])
+def test_other_failures_keep_their_traceback(kind):
   def failed() -> None:
-    raise RuntimeError("a mistake of ours")
+    raise kind("a mistake of ours")
 
-  with pytest.raises(RuntimeError, match="a mistake of ours"):
+  with pytest.raises(kind, match="a mistake of ours"):
     cli.run(failed)
 
 

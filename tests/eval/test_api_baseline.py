@@ -168,11 +168,17 @@ def test_results_are_rescored_by_eval_score(data, tmp_path, name):
 
 def test_answers_that_are_no_traces_score_nothing(data, tmp_path):
   texts = ["I cannot tell.", None, "<answer>it {'box_2d': [1, 2, 3]} [9, 9, 9, 9]</answer>"]
-  with serve(lambda asked: completion(texts[len(server.asked) % 3])) as server:
+
+  def answer(asked: Asked) -> Reply:
+    text = texts[len(server.asked) % 3]
+    return completion(text, finish_reason="length" if text is None else "stop")
+
+  with serve(answer) as server:
     results = baseline(args(server.url, data, tmp_path))
   assert results["metrics"]["answer_miou"] == 0 and results["invalid"] == 1
   usage = json.loads((tmp_path / "usage.json").read_text())
   assert usage["boxes"] == {"found": 0, "without_mask": 0, "malformed": 1, "empty": 1}
+  assert usage["api"]["cut_off"] == 1
 
 
 def test_boxes_beyond_the_limit_have_no_mask(data, tmp_path):

@@ -1,5 +1,7 @@
 """Generating and scoring VRT-Eval records with one command."""
 
+import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -20,6 +22,7 @@ from vrt_jax.data.records import TFRecordWriter, serialize_eval
 from vrt_jax.data.trace import mentions
 from vrt_jax.generate.predictor import Prediction, Request
 from vrt_jax.metrics.results import RESULTS_FILE, score_sample
+from vrt_jax.ops.masks import as_rle
 
 
 class LeftHalf:
@@ -48,6 +51,21 @@ def test_results_keep_the_order_of_the_records(tmp_path):
   assert [d["sample_info"]["key"] for d in details] == [r.key for r in records]
   assert all(r.question in d["prediction"]["text"] for r, d in zip(records, details, strict=True))
   assert [path.name for path in tmp_path.glob("*.png")] == ["001.png"]
+
+
+def test_labels_of_a_record_are_in_the_results(tmp_path):
+  record = dataclasses.replace(tiny.eval_record(0), confidence=4)
+  config = EvalConfig(num_pictures=0)
+  results = evaluate.evaluate(LeftHalf(), [record], tmp_path, config, thinking=False)
+  (detail,) = results["detailed_results"]
+  info, truth = detail["sample_info"], detail["ground_truth"]
+  assert info["human_confidence"] == 4 and info["class_ids"] == record.class_ids
+  assert info["image_id"] == hashlib.sha256(record.image).hexdigest()[:16]
+  assert [str(i) for i in truth["reasoning_obj_ids"]] == record.reasoning_ids
+  assert [str(i) for i in truth["answer_obj_ids"]] == record.answer_ids
+  for role, ids in (("reasoning", record.reasoning_ids), ("answer", record.answer_ids)):
+    assert truth[f"{role}_masks_rle"] == [as_rle(record.objects[i]["mask"]) for i in ids]
+  assert detail["prediction"]["thinking"] is False
 
 
 def test_programs_that_are_compiled_are_counted(tmp_path, capsys):
@@ -101,6 +119,20 @@ def fast(monkeypatch):
 
 def bench_args(inputs, out, **changes) -> vrt_bench.Args:
   return vrt_bench.Args(**inputs, out=out, pictures=2, **changes)
+
+
+@pytest.mark.parametrize("no_thinking", [False, True])
+def test_settings_reach_the_predictor(inputs, tmp_path, monkeypatch, no_thinking):
+  given = []
+
+  def predictor(loaded, config, *, thinking, mesh):
+    given.append((config.batch_size, config.max_new_tokens, config.max_masks, thinking, mesh))
+    return LeftHalf()
+
+  monkeypatch.setattr(vrt_bench, "Predictor", predictor)
+  settings = {"batch_size": 2, "max_new_tokens": 7, "max_masks": 3, "no_thinking": no_thinking}
+  vrt_bench.bench(bench_args(inputs, tmp_path, **settings))
+  assert given == [(2, 7, 3, not no_thinking, None)]
 
 
 def content(folder) -> dict[str, bytes]:

@@ -47,6 +47,14 @@ def test_ious_equal_those_of_numpy(cases, ious):
     np.testing.assert_allclose(ious[i], expected, atol=1e-6)
 
 
+def test_masks_of_one_pixel_count():
+  one = np.zeros((1, 2, 2), bool)
+  one[0, 1, 0] = True
+  valid = np.ones(1, bool)
+  assert device.iou_matrix(one, one, valid, valid).item() == 1
+  assert device.iou_matrix(one, ~one, valid, valid).item() == 0
+
+
 def test_partners_have_the_best_total(cases, ious):
   got = np.asarray(jax.jit(jax.vmap(device.match_ious))(ious, *cases[2:]))
   ties = 0

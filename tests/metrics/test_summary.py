@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vrt_jax.metrics import bootstrap_ci, summarize
-from vrt_jax.metrics.summary import METRICS, cluster_indices, detection
+from vrt_jax.metrics.summary import METRICS, cluster_indices, detection, resampled_metrics
 
 SAMPLES = [
   {"reasoning_ious": [0.9, 0.5, 0.0], "answer_ious": [0.6], "class_ids": ["#loc", "#visf"]},
@@ -56,6 +56,13 @@ def test_intervals_are_seeded_and_cover_the_estimate():
     assert low < metrics[name] < high
   low, high = intervals["answer_miou"]
   assert high - low == pytest.approx(2 * 1.96 * 12**-0.5 / 200**0.5, rel=0.15)
+
+
+def test_all_samples_once_have_the_metrics_themselves():
+  whole = resampled_metrics(SAMPLES, np.ones((1, len(SAMPLES))))
+  assert {name: values[0] for name, values in whole.items()} == pytest.approx(
+    summarize(SAMPLES)["metrics"]
+  )
 
 
 def test_intervals_without_spread_or_samples():

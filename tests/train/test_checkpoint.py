@@ -147,6 +147,11 @@ def empty_step(folder: Path) -> None:
   folder.mkdir()
 
 
+def another_step(folder: Path) -> None:
+  shutil.rmtree(folder)
+  shutil.copytree(folder.with_name("1"), folder)
+
+
 DAMAGE: dict[str, Callable[[Path], None]] = {
   "position cut": lambda folder: cut(folder / "data" / "metadata"),
   "run settings gone": lambda folder: (folder / "run" / "metadata").unlink(),
@@ -156,6 +161,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
   "arrays gone": lambda folder: shutil.rmtree(folder / "state" / "ocdbt.process_0"),
   "state gone": lambda folder: shutil.rmtree(folder / "state"),
   "empty folder": empty_step,
+  "that of another step": another_step,
 }
 
 

@@ -4,12 +4,29 @@ import json
 from pathlib import Path
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from vrt_jax.data.tfrecord import TFRecordSource
 from vrt_jax.train.writer import MetricWriter, drop_lines_from
 
 
 def steps(path: Path) -> list[int]:
   return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def board_events(workdir: Path) -> list[Event]:
+  """Of the newest event file, without the version that it begins with."""
+  newest = max((workdir / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+  return [Event.FromString(record) for record in TFRecordSource(newest)][1:]
+
+
+def board_figures(workdir: Path) -> list[tuple[int, str, float]]:
+  """(step, name, value) of the newest event file."""
+  return [
+    (event.step, value.tag, value.simple_value)
+    for event in board_events(workdir)
+    for value in event.summary.value
+  ]
 
 
 def test_lines_tensorboard_and_bar(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -22,7 +39,12 @@ def test_lines_tensorboard_and_bar(tmp_path: Path, capsys: pytest.CaptureFixture
     {"step": 1, "loss": 1.5, "grad_norm": 2.0},
     {"step": 2, "loss": 0.75, "grad_norm": 2.0},
   ]
-  assert list((tmp_path / "tensorboard").iterdir())
+  assert board_figures(tmp_path) == [
+    (1, "loss", 1.5),
+    (1, "grad_norm", 2.0),
+    (2, "loss", 0.75),
+    (2, "grad_norm", 2.0),
+  ]
   assert "2/2" in capsys.readouterr().err
 
 
@@ -37,6 +59,8 @@ def test_a_resumed_run_writes_later_steps_again_once(tmp_path: Path):
     for step in (3, 4):
       writer.write(step, {"loss": 2.0})
   assert steps(path) == [1, 2, 3, 4]
+  start = board_events(tmp_path)[0]  # TensorBoard hides what older files have from this step on
+  assert (start.step, start.session_log.status) == (2, SessionLog.START)
 
 
 def test_drop_lines_of_a_missing_file_makes_none(tmp_path: Path):
@@ -49,3 +73,4 @@ def test_figures_that_are_not_finite_are_null(tmp_path: Path):
     writer.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "tokens": 3.0})
   line = json.loads((tmp_path / "metrics.jsonl").read_text())
   assert line == {"step": 1, "loss": None, "grad_norm": None, "tokens": 3.0}
+  assert board_figures(tmp_path) == [(1, "tokens", 3.0)]

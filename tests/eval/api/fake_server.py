@@ -25,9 +25,11 @@ class Reply:
   delay_s: float = 0.0
 
 
-def completion(text: Any, input_tokens: int = 100, output_tokens: int = 20) -> Reply:
+def completion(
+  text: Any, input_tokens: int = 100, output_tokens: int = 20, finish_reason: str = "stop"
+) -> Reply:
   """A chat completion with a text."""
-  choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+  choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
   usage = {"prompt_tokens": input_tokens, "completion_tokens": output_tokens}
   return Reply({"model": "fake-1", "choices": [choice], "usage": usage})
 
