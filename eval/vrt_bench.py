@@ -89,7 +89,7 @@ def bench(args: Args) -> dict[str, Any]:
   index, count = shard_of(args.shard)
   mesh = make_mesh(args.mesh)
   records = eval_records(args.data, args.num_samples)
-  loaded = load(find_model(args.checkpoint, args.out))
+  loaded = load(find_model(args.checkpoint, args.out), mesh=mesh)
   sizes = prompt_sizes(loaded, records, thinking)
   parts = batch_parts(mesh)
   config = EvalConfig(

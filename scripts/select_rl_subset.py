@@ -182,13 +182,18 @@ def best_prompts(rewards: dict[str, list[float]], top: int) -> dict[str, dict]:
   }
 
 
+def rollout_mesh(args: Args) -> jax.sharding.Mesh:
+  """The mesh that samples are drawn on; ValueError where it does not fit the devices."""
+  return with_tensor(make_mesh(args.mesh), args.grpo.rollout_tensor)
+
+
 def select(args: Args, loaded: Loaded) -> dict:
   """Scores all records and writes the keys file; returns its content.
 
   Raises:
     ValueError: one line that says what is wrong with the arguments or the data.
   """
-  mesh = with_tensor(make_mesh(args.mesh), args.grpo.rollout_tensor)
+  mesh = rollout_mesh(args)
   parts = batch_parts(mesh)
   if args.top < 1 or args.batch_size < 1 or args.batch_size % parts:
     raise ValueError(
@@ -229,7 +234,7 @@ def main() -> None:
   """Command line."""
   args = cli.parse(Args, sys.argv[1:], "python -m scripts.select_rl_subset", __doc__)
   start_processes()
-  content = select(args, model_directory.load(args.checkpoint))
+  content = select(args, model_directory.load(args.checkpoint, mesh=rollout_mesh(args)))
   say(f"{args.out}: {len(content['samples'])} keys; unusable records: {content['unusable']}")
 
 

@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 
 from tests import tiny
+from tests.train import processes
 from vrt_jax import model_directory
 from vrt_jax.models.lora import merge_lora
 from vrt_jax.models.sa2va import Sa2VA
@@ -142,6 +143,41 @@ def test_parameters_of_another_model_raise(copy: Path, change: dict):
   edit(copy / "config.json", text=text | change)
   with pytest.raises(ValueError):
     model_directory.load(str(copy))
+
+
+def test_no_device_of_a_mesh_holds_more_than_its_part(tmp_path: Path):
+  by_mesh = processes.found_by("tests.loaded_on_mesh", tmp_path / "found.json")
+  assert set(by_mesh) == {"1x4x1", "2x2x1", "1x2x2"}
+  for found in by_mesh.values():
+    whole, *others = found["alone"]
+    assert others == [0, 0, 0] and found["part"] < 0.7 * whole
+    assert found["read"] == [found["part"]] * 4
+    assert len(set(found["with_state"])) == 1  # nothing is left on the device that computed it
+    assert found["same"]
+
+
+def test_each_of_two_processes_holds_its_part(saved: Path, tmp_path: Path):
+  files = [tmp_path / f"{number}.json" for number in range(2)]
+  started = [
+    processes.start_module("tests.loaded_by_two", str(saved), str(file), variables=variables)
+    for file, variables in zip(files, processes.rendezvous(2), strict=True)
+  ]
+  done = [processes.finish(process) for process in started]
+  assert [status for status, _, _ in done] == [0, 0], done
+  total = sum(x.nbytes for x in jax.tree.leaves(nnx.state(tiny.loaded().model)))
+  for file in files:
+    found = json.loads(file.read_text())
+    assert found["same"] and len(found["bytes"]) == 2
+    assert max(found["bytes"]) < total / 2
+
+
+@pytest.mark.parametrize("change", [{"vocab_size": 600}, {"tie_embeddings": False}])
+def test_parameters_of_another_model_raise_on_a_mesh_too(copy: Path, change: dict):
+  text = json.loads((copy / "config.json").read_text())["text"]
+  edit(copy / "config.json", text=text | change)
+  mesh = jax.sharding.AbstractMesh((1, 2, 1), ("data", "fsdp", "tensor"))
+  with pytest.raises(ValueError, match="params does not fit the sizes"):
+    model_directory.load(str(copy), mesh=mesh)
 
 
 WRITE_ON_TWO_DEVICES = """

@@ -21,9 +21,10 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from vrt_jax.config import ComputeDtype, ImageConfig, ModelConfig, Sam2Config, from_dict
 from vrt_jax.data.chat import ChatTokenizer
@@ -31,6 +32,7 @@ from vrt_jax.models.layers import ShapeRngs
 from vrt_jax.models.lora import merge_lora
 from vrt_jax.models.sa2va import Sa2VA, abstract_sa2va
 from vrt_jax.models.sam2.model import Sam2
+from vrt_jax.placement import place_params
 from vrt_jax.runtime import barrier, is_leader
 
 T = TypeVar("T")
@@ -88,17 +90,19 @@ def load_abstract(path: str, dtype: ComputeDtype | None = None) -> Loaded:
   )
 
 
-def load(path: str, dtype: ComputeDtype | None = None) -> Loaded:
+def load(path: str, dtype: ComputeDtype | None = None, mesh: Mesh | None = None) -> Loaded:
   """Reads a model directory; parameters come in the compute dtype, however they are stored.
 
-  `dtype` is another compute dtype than the one in config.json.
+  `dtype` is another compute dtype than the one in config.json. Parameters are divided over the
+  devices of `mesh` as training divides them, and at no time does a device hold more than its part.
+  Without it they are on this process's first device.
 
   Raises:
     ValueError: not a model directory, or one whose parameters have other shapes.
   """
   loaded = load_abstract(path, dtype)
   compute_dtype = loaded.model.config.compute_dtype
-  model = _restore(resolve(path) / "params", loaded.model, compute_dtype)
+  model = _restore(resolve(path) / "params", loaded.model, compute_dtype, mesh)
   return dataclasses.replace(loaded, model=model)
 
 
@@ -118,8 +122,11 @@ def load_sam2(path: str) -> Sam2:
   return _restore(folder / "params", model, "float32", part="sam2")
 
 
-def _restore(params: Path, model: M, dtype: str, part: str = "") -> M:
-  """An abstract model with values; `part` is its name in the checkpoint, "" for the whole of it."""
+def _restore(params: Path, model: M, dtype: str, mesh: Mesh | None = None, part: str = "") -> M:
+  """An abstract model with values; `part` is its name in the checkpoint, "" for the whole of it.
+
+  With `mesh` by way of the host's memory: a chip that has room for its part need not for all.
+  """
   graphdef, state = nnx.split(model)
   here = SingleDeviceSharding(jax.local_devices()[0])  # not the devices that wrote it
   wanted = jax.tree.map(
@@ -127,17 +134,23 @@ def _restore(params: Path, model: M, dtype: str, part: str = "") -> M:
     nnx.to_pure_dict(state),
   )
   target = {part: wanted} if part else wanted
+  divided = mesh is not None and mesh.size > 1
+  on_host = jax.tree.map(lambda x: ocp.RestoreArgs(np.ndarray, x.dtype), target)
   args = ocp.args.PyTreeRestore(
     item=target,
-    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+    restore_args=on_host if divided else ocp.checkpoint_utils.construct_restore_args(target),
     partial_restore=bool(part),
   )
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     try:
       found = checkpointer.restore(params.resolve(), args=args)
+      if jax.tree.map(jnp.shape, found) != jax.tree.map(jnp.shape, target):
+        raise ValueError("arrays have other shapes")
     except (ValueError, FileNotFoundError, KeyError) as error:
       raise ValueError(f"{params} does not fit the sizes that are given beside it") from error
   nnx.replace_by_pure_dict(state, found[part] if part else found)
+  if mesh is not None:
+    state = place_params(state, mesh)
   return nnx.merge(graphdef, state)
 
 

@@ -159,6 +159,21 @@ def test_two_processes_equal_one(records: Path, one_process: Path, tmp_path: Pat
   assert f"resumed from step {STEPS}" in out
 
 
+@pytest.mark.slow
+def test_two_processes_divide_the_model_that_they_start_from(
+  records: Path, one_process: Path, tmp_path: Path
+):
+  options = {"steps": 2, "base": str(one_process / "model"), "mesh": [1, 2, 1]}
+  done = processes.run_together(2, records, tmp_path / "two", **options)
+  assert [status for status, _, _ in done] == [0, 0], done
+  status, _, err = processes.run(records, tmp_path / "one", devices=2, **options)
+  assert status == 0, err
+  saved = [processes.saved_arrays(tmp_path / name, 2) for name in ("two", "one")]
+  assert saved[0].keys() == saved[1].keys()
+  for name, value in saved[1].items():
+    np.testing.assert_allclose(saved[0][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 def test_a_checkpoint_of_eight_devices_is_read_by_four_and_by_one(records: Path, tmp_path: Path):
   options = {"steps": STEPS, "batch_size": 8, "checkpoint_every": 2}
   workdir = tmp_path / "run"

@@ -54,7 +54,7 @@ def _train(config: TrainConfig, workdir: Path) -> dict | None:
   train_pattern, eval_pattern = data_patterns(config, workdir)
   records = held_out_records(config, eval_pattern)
   checks.check_batch(config, mesh, len(records))
-  loaded = base_model(config)
+  loaded = base_model(config, mesh)
   resolved = resolve(config, loaded)
   task: Task = PROMPTS if config.algorithm == "grpo" else SFT
   batches = BatchIterator(resolved, train_pattern, loaded.tokenizer, task, *data_share(mesh))

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from flax import nnx
+from jax.sharding import Mesh
 
 from vrt_jax import model_directory
 from vrt_jax.config import LoraConfig, TrainConfig
@@ -95,14 +96,14 @@ def data_patterns(config: TrainConfig, workdir: Path) -> tuple[str, str]:
   return str(train), data.eval or (str(held_out) if data.shapes_eval_samples else "")
 
 
-def base_model(config: TrainConfig) -> Loaded:
-  """The model a run starts from: a model directory, or random weights.
+def base_model(config: TrainConfig, mesh: Mesh | None = None) -> Loaded:
+  """The model a run starts from: a model directory, divided over the mesh, or random weights.
 
   Raises:
     ValueError: `config.base` is no model directory, or tokenizer and model do not fit.
   """
   if config.base:
-    return model_directory.load(config.base)
+    return model_directory.load(config.base, mesh=mesh)
   tokenizer = (
     ChatTokenizer.from_dir(config.tokenizer) if config.tokenizer else shapes_tokenizer(config)
   )
