@@ -102,7 +102,8 @@ def load(path: str, dtype: ComputeDtype | None = None, mesh: Mesh | None = None)
   """
   loaded = load_abstract(path, dtype)
   compute_dtype = loaded.model.config.compute_dtype
-  model = _restore(resolve(path) / "params", loaded.model, compute_dtype, mesh)
+  divided = mesh if mesh is not None and mesh.size > 1 else None
+  model = _restore(resolve(path) / "params", loaded.model, compute_dtype, divided)
   return dataclasses.replace(loaded, model=model)
 
 
@@ -134,11 +135,13 @@ def _restore(params: Path, model: M, dtype: str, mesh: Mesh | None = None, part:
     nnx.to_pure_dict(state),
   )
   target = {part: wanted} if part else wanted
-  divided = mesh is not None and mesh.size > 1
-  on_host = jax.tree.map(lambda x: ocp.RestoreArgs(np.ndarray, x.dtype), target)
+  if mesh is None:
+    how = ocp.checkpoint_utils.construct_restore_args(target)
+  else:
+    how = jax.tree.map(lambda x: ocp.RestoreArgs(np.ndarray, x.dtype), target)
   args = ocp.args.PyTreeRestore(
     item=target,
-    restore_args=on_host if divided else ocp.checkpoint_utils.construct_restore_args(target),
+    restore_args=how,
     partial_restore=bool(part),
   )
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
