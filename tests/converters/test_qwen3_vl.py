@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from converters import from_hf, to_hf
-from converters.hf_config import hf_config
+from converters.hf_config import hf_config, qwen_config
 from tests import tiny
 from tests.converters.exports import random_tensors, write_config
 from tests.parity.sam2_weights import load_torch, random_torch_model
@@ -120,6 +120,17 @@ def test_an_untied_config_needs_an_output_embedding(tmp_path):
   file.write_text(json.dumps(config))
   with pytest.raises(ValueError, match=r"no lm_head\.weight, and config\.json does not tie it"):
     from_hf.convert(from_hf.Args(src=str(tmp_path / "src"), dst=tmp_path / "model"))
+
+
+def test_fields_that_published_configs_leave_out():
+  text = dataclasses.replace(
+    tiny.MODEL.text, num_heads=2, hidden_size=256, head_dim=128, mrope_section=(24, 20, 20)
+  )
+  config = dataclasses.replace(tiny.MODEL, text=text)
+  content = hf_config(config, tiny.tokenizer(), "float32", {})
+  del content["text_config"]["head_dim"]
+  del content["text_config"]["rope_scaling"]["mrope_section"]
+  assert qwen_config(content)[1] == text
 
 
 def test_the_real_tokenizer(tmp_path, shared_data):

@@ -72,6 +72,8 @@ def test_mrope_errors():
     mrope_position_ids(np.array([1, 9, 1]), [(1, 2, 4)], 9, 2)
   with pytest.raises(ValueError, match="do not fill grid"):
     mrope_position_ids(np.array([9, 1, 9]), [(1, 2, 4)], 9, 2)
+  with pytest.raises(ValueError, match="multiples of 2"):
+    mrope_position_ids(np.array([9, 1]), [(1, 3, 2)], 9, 2)
 
 
 def test_visual_index_runs_over_images():

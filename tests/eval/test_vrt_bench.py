@@ -190,6 +190,10 @@ def test_three_shards_are_one_run(inputs, fast, tmp_path):
     merge.merge(merge.Args(tuple(shards), inputs["data"], tmp_path / "mixed"))
   with pytest.raises(ValueError, match="cannot be read"):
     merge.merge(merge.Args((tmp_path,), inputs["data"], tmp_path / "none"))
+  for content in ("[]", "{}", '{"detailed_results": 3}'):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match="is not a results file"):
+      merge.merge(merge.Args((tmp_path,), inputs["data"], tmp_path / "none"))
 
 
 def _take_scores(results):

@@ -36,6 +36,14 @@ def test_the_other_way_round_is_the_negative():
     assert other[name].p_value == one[name].p_value
 
 
+def test_the_interval_is_of_95_percent_unless_another_level_is_asked_for():
+  deviation = (BETTER - HARD).std() / len(HARD) ** 0.5
+  for level, quantile in ((None, 1.96), (0.5, 0.674)):
+    asked = {} if level is None else {"level": level}
+    found = paired_difference([run(BETTER)], [run(HARD)], **asked)["answer_miou"]
+    assert found.high - found.low == pytest.approx(2 * quantile * deviation, rel=0.1)
+
+
 def test_without_a_difference_the_interval_holds_zero():
   same = paired_difference([run(HARD)], [run(HARD)])["answer_miou"]
   assert (same.mean, same.low, same.high, same.p_value) == (0, 0, 0, 1.0)

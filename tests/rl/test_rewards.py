@@ -39,6 +39,8 @@ def test_nothing_good_is_zero():
   assert answer_reward(logits((0, 100)), gt, []) == 0.0
   assert answer_reward(logits((0, 50)), gt, [0]) == 0.0  # IoU 0.5 is not good
   assert answer_reward(logits((0, 100)), strips(), [0]) == 0.0
+  undecided = np.zeros((1, 256, 256), np.float32)  # sigmoid 0.5 is not inside
+  assert answer_reward(undecided, np.ones((1, 256, 256), np.uint8), [0]) == 0.0
 
 
 def test_index_beyond_the_masks_does_not_raise():
