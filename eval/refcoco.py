@@ -7,12 +7,14 @@ Checks the mask road alone: each expression is asked without reasoning, and the 
 answer's masks is compared with the union of the objects it means. cIoU is the sum of all
 intersections over the sum of all unions, gIoU the mean IoU of the expressions; an expression that
 means nothing counts 1 in gIoU where no mask is predicted, else 0 (gRefCOCO, arXiv 2306.00968).
+
+All devices of a machine share a batch (`--batch-size 8`), and those of several processes too.
 """
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from converters.checkpoints import find_model
 from scripts.annotations.coco import CocoAnnotations
 from vrt_jax import cli
 from vrt_jax.code_version import code_version
-from vrt_jax.config import EvalConfig
+from vrt_jax.config import EvalConfig, MeshConfig
 from vrt_jax.evaluate import short_hash
 from vrt_jax.files import write_whole
 from vrt_jax.generate.batches import batch_order, choose_buckets, coarse_bucket
@@ -33,6 +35,7 @@ from vrt_jax.generate.predictor import Prediction, Predictor, Request
 from vrt_jax.model_directory import load
 from vrt_jax.ops.masks import Mask, Rle, as_rle, encode_rle, union_rle
 from vrt_jax.partial import Partial
+from vrt_jax.runtime import batch_parts, is_leader, make_mesh, say, start_processes
 
 RESULTS_FILE = "refcoco_results.json"
 PARTIAL_FILE = "partial.jsonl"
@@ -60,8 +63,11 @@ class Args:
   max_new_tokens: int = 512
   max_masks: int = 16
   batch_size: int = 1
+  """Rounded up to a multiple of the devices that `mesh` divides a batch over."""
   num_samples: int = 0
   """Expressions that are scored, from the first; 0 for all."""
+  mesh: MeshConfig = field(default_factory=MeshConfig)
+  """As of eval.vrt_bench."""
 
 
 @dataclass(frozen=True)
@@ -156,14 +162,15 @@ def evaluate(args: Args) -> dict[str, Any]:
   Raises:
     ValueError: the model directory or the data cannot be used.
   """
-  expressions = read_expressions(args)
-  loaded = load(find_model(args.checkpoint, args.out))
+  expressions, mesh = read_expressions(args), make_mesh(args.mesh)
+  loaded = load(find_model(args.checkpoint, args.out), mesh=mesh)
   sizes = [
     coarse_bucket(loaded, _request(expression), thinking=False)
-    for expression in tqdm(expressions, desc="prompts", unit="expression")
+    for expression in tqdm(expressions, desc="prompts", unit="expression", disable=not is_leader())
   ]
+  parts = batch_parts(mesh)
   config = EvalConfig(
-    batch_size=min(args.batch_size, len(expressions)),
+    batch_size=-(-min(args.batch_size, len(expressions)) // parts) * parts,
     max_new_tokens=args.max_new_tokens,
     max_masks=args.max_masks,
     prompt_buckets=choose_buckets(sizes),
@@ -171,7 +178,8 @@ def evaluate(args: Args) -> dict[str, Any]:
   settings = [args.checkpoint, asdict(config), short_hash([asdict(loaded.model.config)])]
   settings.append(short_hash([(e.key, e.sentence) for e in expressions]))
   partial = Partial(args.out / PARTIAL_FILE, json.loads(json.dumps(settings)))
-  predictor = Predictor(loaded, config, thinking=False)
+  divided = mesh if mesh.size > 1 else None
+  predictor = Predictor(loaded, config, thinking=False, mesh=divided)
   found = _answers(predictor, expressions, batch_order(sizes), config, partial)
   samples = [
     {"key": e.key, "sentence": e.sentence, "nothing": not coco.area(e.target), **found[i]}
@@ -190,7 +198,8 @@ def evaluate(args: Args) -> dict[str, Any]:
       for s, (shared, union) in zip(samples, overlaps, strict=True)
     ],
   }
-  write_whole(args.out / RESULTS_FILE, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+  if is_leader():
+    write_whole(args.out / RESULTS_FILE, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
   partial.remove()
   return results
 
@@ -209,7 +218,7 @@ def _answers(
   """{"text", "rle"} of each expression, its masks' union, from `partial` as far as it goes."""
   found: dict[int, dict[str, Any]] = {}
   size = config.batch_size
-  with tqdm(total=len(order), desc="answers", unit="expression") as bar:
+  with tqdm(total=len(order), desc="answers", unit="expression", disable=not is_leader()) as bar:
     for position, start in enumerate(range(0, len(order), size)):
       numbers = order[start : start + size]
       if position == len(partial.entries):
@@ -232,13 +241,14 @@ def _entry(answer: Prediction, target: Rle) -> dict[str, Any]:
 def main() -> None:
   """Command line."""
   args = cli.parse(Args, sys.argv[1:], "python -m eval.refcoco", __doc__)
+  start_processes()
   results = evaluate(args)
   metrics = results["metrics"]
-  print(
+  say(
     f"cIoU {100 * metrics['ciou']:.1f}  gIoU {100 * metrics['giou']:.1f}"
     f"  P@0.5 {100 * metrics['precision@0.5']:.1f}  ({results['expressions']} expressions)"
   )
-  print(f"written to {args.out / RESULTS_FILE}")
+  say(f"written to {args.out / RESULTS_FILE}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Referring segmentation: reading COCO-format data, the numbers, resuming."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from eval import refcoco
 from eval.refcoco import Args, evaluate, overlap, read_expressions, summary
 from tests.pictures import encoded, picture
+from tests.train import processes
+from vrt_jax.config import MeshConfig
 from vrt_jax.data.image import decode_image
 from vrt_jax.data.trace import mentions
 from vrt_jax.generate.predictor import Prediction
@@ -61,8 +64,8 @@ def args(tmp_path):
 class LeftQuarter:
   """In the place of `Predictor`: two masks whose union is the left quarter; none for "nothing"."""
 
-  def __init__(self, loaded=None, config=None, *, thinking=True):
-    assert not thinking
+  def __init__(self, loaded=None, config=None, *, thinking=True, mesh=None):
+    assert not thinking and mesh is None
     self.asked = []
 
   def predict(self, requests):
@@ -153,3 +156,34 @@ def test_malformed_data_is_named(args, refs, message):
   args.refs.write_text(refs if isinstance(refs, str) else json.dumps(refs))
   with pytest.raises(ValueError, match=message):
     read_expressions(args)
+
+
+def test_a_mesh_has_the_devices_that_there_are(args):
+  with pytest.raises(ValueError, match="does not fit"):
+    evaluate(dataclasses.replace(args, mesh=MeshConfig(data=3)))
+
+
+FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("together", ["four devices", "two processes"])
+def test_many_devices_are_one_run(args, tmp_path, together):
+  def start(name, variables=None):
+    words = ["--refs", args.refs, "--instances", args.instances, "--images", args.images]
+    words += ["--out", tmp_path / name, "--max-new-tokens", 40, "--batch-size", 4]
+    return processes.start_module("eval.refcoco", *map(str, words), variables=variables)
+
+  (one,) = [processes.finish(start("one"))]
+  assert one[0] == 0 and "cIoU " in one[1], one[2]
+  machines = [FOUR_DEVICES] if together == "four devices" else processes.rendezvous(2)
+  runs = [start("many", variables) for variables in machines]
+  leader, *followers = map(processes.finish, runs)
+  assert leader[0] == 0 and "cIoU " in leader[1], leader[2]
+  for status, printed, errors in followers:
+    assert status == 0 and "cIoU " not in printed, errors
+  results, expected = (
+    json.loads((tmp_path / name / refcoco.RESULTS_FILE).read_text()) for name in ("many", "one")
+  )
+  assert [s["text"] for s in results["samples"]] == [s["text"] for s in expected["samples"]]
+  assert results["metrics"] == pytest.approx(expected["metrics"], abs=1e-3)
