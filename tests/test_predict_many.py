@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from tests.pictures import encoded, picture
+from tests.train import processes
 from vrt_jax import predict as predict_command
+from vrt_jax.config import MeshConfig
 from vrt_jax.data.image import decode_image
 from vrt_jax.data.trace import mentions
 from vrt_jax.generate import predictor as predictor_module
@@ -138,3 +140,36 @@ def test_malformed_requests(tmp_path, line, message):
   file.write_text(line)
   with pytest.raises(ValueError, match=message):
     items_of(Args(requests=file, out=tmp_path))
+
+
+def test_a_mesh_has_the_devices_that_there_are(echo, folder, tmp_path):
+  with pytest.raises(ValueError, match="does not fit"):
+    mesh = MeshConfig(data=3)
+    predict(Args(image=folder, question="Where?", out=tmp_path / "out", mesh=mesh))
+  assert not echo.asked
+
+
+FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("image", "mesh"),
+  [("pictures", []), ("pictures/b.png", []), ("pictures/b.png", ["--mesh.tensor", "4"])],
+)
+def test_many_devices_give_the_same_answers(folder, tmp_path, image, mesh):
+  words = ["--image", str(tmp_path / image), "--question", "Which key opens the lock?"]
+  words += ["--max-new-tokens", "144", "--batch-size", "2"]
+  for name, more, variables in (("one", [], None), ("four", mesh, FOUR_DEVICES)):
+    arguments = [*words, "--out", str(tmp_path / name), *more]
+    run = processes.start_module("vrt_jax.predict", *arguments, variables=variables)
+    status, _, errors = processes.finish(run)
+    assert status == 0, errors
+  files = sorted((tmp_path / "one").rglob("prediction.json"))
+  assert len(files) == (3 if image == "pictures" else 1)
+  for file in files:
+    other = tmp_path / "four" / file.relative_to(tmp_path / "one")
+    found, expected = (json.loads(path.read_text()) for path in (other, file))
+    scores = [[o.pop("score") for o in answer["objects"]] for answer in (found, expected)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    assert found == expected and found["objects"]

@@ -7,6 +7,8 @@ python -m vrt_jax.predict --serve
 
 A line of requests.jsonl is {"image": path, "question": text}, the path from the file's folder. Of
 several pictures each has its own folder in --out; what is there already is not asked again.
+All devices of a machine share a batch of them (--batch-size 8); --mesh.tensor 4 divides a model
+that is too large for one device.
 """
 
 import dataclasses
@@ -14,14 +16,17 @@ import io
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vrt_jax import cli
+from vrt_jax.config import MeshConfig
 from vrt_jax.files import write_whole
 
 if TYPE_CHECKING:  # JAX is loaded after --help
+  from jax.sharding import Mesh
+
   from vrt_jax.generate.predictor import Prediction, Predictor, Request
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -46,7 +51,9 @@ class Args:
   max_new_tokens: int = 2048
   max_masks: int = 64
   batch_size: int = 1
-  """Of several pictures."""
+  """Of several pictures, rounded up to a multiple of the devices that share a batch."""
+  mesh: MeshConfig = field(default_factory=MeshConfig)
+  """Devices for several pictures; a single one takes one device, unless mesh.tensor is given."""
   temperature: float = 0.0
   """0 is greedy."""
   top_p: float = 1.0
@@ -114,6 +121,18 @@ def read_requests(path: Path) -> list[Item]:
   return items
 
 
+def mesh_of(args: Args, many: bool) -> "Mesh | None":
+  """The devices that share the work, None for one.
+
+  Raises:
+    ValueError: the mesh does not fit the devices.
+  """
+  from vrt_jax.runtime import make_mesh
+
+  mesh = make_mesh(args.mesh)
+  return mesh if mesh.size > 1 and (many or mesh.shape["tensor"] > 1) else None
+
+
 def predict(args: Args) -> None:
   """Answers every question and writes its files.
 
@@ -128,6 +147,7 @@ def predict(args: Args) -> None:
   from vrt_jax.generate.batches import batch_order, choose_buckets, coarse_bucket
   from vrt_jax.generate.predictor import Predictor, Request, prompt_bucket
   from vrt_jax.generate.sampling import Sampling
+  from vrt_jax.runtime import batch_parts
 
   items, out = items_of(args), args.out
   assert out is not None
@@ -136,7 +156,8 @@ def predict(args: Args) -> None:
   if not todo:
     print(f"all {len(items)} answers are in {out} already")
     return
-  loaded = model_directory.load(args.checkpoint)
+  mesh = mesh_of(args, many)
+  loaded = model_directory.load(args.checkpoint, mesh=mesh)
   thinking, failures, sized = not args.no_thinking, [], []
   for item in tqdm(todo, desc="prompts", unit="picture", disable=not many):
     try:
@@ -151,8 +172,9 @@ def predict(args: Args) -> None:
     print(failure, file=sys.stderr)
   if sized:
     sizes = [size for size, _ in sized]
+    parts = batch_parts(mesh) if mesh else 1
     config = EvalConfig(
-      batch_size=max(1, min(args.batch_size, len(sized))),
+      batch_size=-(-max(1, min(args.batch_size, len(sized))) // parts) * parts,
       max_new_tokens=args.max_new_tokens,
       max_masks=args.max_masks,
       prompt_buckets=choose_buckets(sizes),
@@ -163,6 +185,7 @@ def predict(args: Args) -> None:
       thinking=thinking,
       sampling=Sampling(args.temperature, args.top_p),
       seed=args.seed,
+      mesh=mesh,
     )
     answer(predictor, [sized[i][1] for i in batch_order(sizes)], out, config.batch_size, many)
   if failures:
