@@ -2,6 +2,7 @@
 # Training on a Cloud TPU slice, from creation to its end: every worker runs the same command.
 #
 #   export PROJECT=my-project ZONE=us-west4-a TPU=vrt TYPE=v5litepod-16 BUCKET=gs://my-bucket
+#   scripts/pods/tpu_vm.sh bucket        # once
 #   scripts/pods/tpu_vm.sh create
 #   scripts/pods/tpu_vm.sh setup
 #   scripts/pods/tpu_vm.sh train --config configs/vrt_sa2va_4b_qwen3_sft.py
@@ -12,7 +13,8 @@
 #
 # `watch` keeps a spot slice busy: when it is taken away, it is made again and training goes on from
 # the last checkpoint. BUCKET is mounted at ~/bucket on every worker and holds models, data and runs.
-# With DRY_RUN=1 the gcloud commands are printed, not run.
+# It has a hierarchical namespace: checkpoints and models are renamed when they are complete, and in
+# a flat bucket that copies file by file. With DRY_RUN=1 the gcloud commands are printed, not run.
 set -euo pipefail
 
 : "${PROJECT:?}" "${ZONE:?}" "${TPU:?}"
@@ -40,6 +42,12 @@ state() {
   tpu queued-resources describe "$TPU" --format 'value(state.state)' 2>/dev/null || echo NONE
 }
 
+bucket() {
+  : "${BUCKET:?}"
+  gcloud storage buckets create "$BUCKET" --project "$PROJECT" --location "${ZONE%-*}" \
+    --uniform-bucket-level-access --enable-hierarchical-namespace
+}
+
 create() {
   tpu queued-resources create "$TPU" --node-id "$TPU" --accelerator-type "$type" \
     --runtime-version "$runtime" --spot
@@ -56,7 +64,9 @@ setup() {
     sudo apt-get -qq update && sudo apt-get -qq install -y python3.11-venv gcsfuse
     test -d vrt-jax || git clone --quiet '$repository' vrt-jax
     python3.11 -m venv venv && venv/bin/pip install --quiet -e 'vrt-jax[tpu]'
-    mkdir -p bucket && { mountpoint -q bucket || gcsfuse --implicit-dirs '${BUCKET#gs://}' bucket; }
+    mkdir -p bucket
+    mountpoint -q bucket ||
+      gcsfuse --implicit-dirs --rename-dir-limit 200000 '${BUCKET#gs://}' bucket
   "
 }
 
@@ -110,12 +120,12 @@ delete() { tpu queued-resources delete "$TPU" --force --quiet; }
 
 command=${1:-}
 case $command in
-  create | setup | train | logs | watch | profile | delete)
+  bucket | create | setup | train | logs | watch | profile | delete)
     shift
     "$command" "$@"
     ;;
   *)
-    sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,17s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 1
     ;;
 esac

@@ -26,6 +26,18 @@ def test_a_slice_is_made_and_deleted():
   assert "queued-resources delete vrt" in tpu_vm("delete", **NAMES).stdout
 
 
+def test_folders_of_the_bucket_can_be_renamed():
+  """Else no checkpoint and no model would ever be complete."""
+  (made,) = tpu_vm("bucket", **NAMES).stdout.splitlines()
+  assert made.startswith("gcloud storage buckets create gs://b --project mine --location us-west4 ")
+  assert "--enable-hierarchical-namespace" in made
+  assert "--rename-dir-limit" in tpu_vm("setup", **NAMES).stdout
+  content = yaml.safe_load((PODS / "jobset.yaml").read_text())
+  (job,) = content["spec"]["replicatedJobs"]
+  (volume,) = job["template"]["spec"]["template"]["spec"]["volumes"]
+  assert "rename-dir-limit=" in volume["csi"]["volumeAttributes"]["mountOptions"]
+
+
 def test_all_workers_install_and_train(tmp_path):
   setup = tpu_vm("setup", **NAMES).stdout
   assert "--worker all" in setup and "https://host/vrt-jax" in setup and "gcsfuse" in setup

@@ -1,6 +1,7 @@
 """metrics.jsonl: one object a line, continued without repeats."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def test_lines_tensorboard_and_bar(tmp_path: Path, capsys: pytest.CaptureFixture
     (2, "grad_norm", 2.0),
   ]
   assert "2/2" in capsys.readouterr().err
+
+
+def test_a_line_is_on_the_disk_when_write_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+  synced = []
+  monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+  with MetricWriter(tmp_path, 0, 1) as writer:
+    writer.write(1, {"loss": 1.5})
+    assert (tmp_path / "metrics.jsonl").stat().st_size in synced
 
 
 def test_a_resumed_run_writes_later_steps_again_once(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +56,7 @@ class MetricWriter(SilentWriter):
     figures = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
     self._file.write(json.dumps({"step": step, **figures}, allow_nan=False) + "\n")
     self._file.flush()
+    os.fsync(self._file.fileno())  # a mounted bucket shows it only then
     self._board.write(step, {name: v for name, v in figures.items() if v is not None})
     self._bar.set_postfix(loss=f"{metrics['loss']:.3f}")
 
