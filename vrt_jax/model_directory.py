@@ -32,7 +32,7 @@ from vrt_jax.models.layers import ShapeRngs
 from vrt_jax.models.lora import merge_lora
 from vrt_jax.models.sa2va import Sa2VA, abstract_sa2va
 from vrt_jax.models.sam2.model import Sam2
-from vrt_jax.placement import place_params
+from vrt_jax.placement import param_shardings, place_params
 from vrt_jax.runtime import barrier, is_leader
 
 T = TypeVar("T")
@@ -126,24 +126,28 @@ def load_sam2(path: str) -> Sam2:
 def _restore(params: Path, model: M, dtype: str, mesh: Mesh | None = None, part: str = "") -> M:
   """An abstract model with values; `part` is its name in the checkpoint, "" for the whole of it.
 
-  With `mesh` by way of the host's memory: a chip that has room for its part need not for all.
+  Onto a mesh, each of several processes reads what its devices hold. One alone reads everything
+  once, into the host's memory, and not once for each device.
   """
   graphdef, state = nnx.split(model)
-  here = SingleDeviceSharding(jax.local_devices()[0])  # not the devices that wrote it
+  by_host = mesh is not None and jax.process_count() == 1
+  shapes = nnx.to_pure_dict(state)
+  if mesh is None or by_host:
+    here = SingleDeviceSharding(jax.local_devices()[0])  # not the devices that wrote it
+    placement = jax.tree.map(lambda _: here, shapes)
+  else:
+    placement = nnx.to_pure_dict(param_shardings(state, mesh))
   wanted = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=here),
-    nnx.to_pure_dict(state),
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=sharding),
+    shapes,
+    placement,
   )
   target = {part: wanted} if part else wanted
-  if mesh is None:
-    how = ocp.checkpoint_utils.construct_restore_args(target)
-  else:
+  if by_host:
     how = jax.tree.map(lambda x: ocp.RestoreArgs(np.ndarray, x.dtype), target)
-  args = ocp.args.PyTreeRestore(
-    item=target,
-    restore_args=how,
-    partial_restore=bool(part),
-  )
+  else:
+    how = ocp.checkpoint_utils.construct_restore_args(target)
+  args = ocp.args.PyTreeRestore(item=target, restore_args=how, partial_restore=bool(part))
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     try:
       found = checkpointer.restore(params.resolve(), args=args)
@@ -152,7 +156,7 @@ def _restore(params: Path, model: M, dtype: str, mesh: Mesh | None = None, part:
     except (ValueError, FileNotFoundError, KeyError) as error:
       raise ValueError(f"{params} does not fit the sizes that are given beside it") from error
   nnx.replace_by_pure_dict(state, found[part] if part else found)
-  if mesh is not None:
+  if mesh is not None and by_host:
     state = place_params(state, mesh)
   return nnx.merge(graphdef, state)
 
