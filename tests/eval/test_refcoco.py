@@ -135,6 +135,10 @@ def test_a_killed_run_goes_on(args, monkeypatch, tmp_path):
     patch.setattr(refcoco, "_entry", stops)
     with pytest.raises(KeyboardInterrupt):
       evaluate(args)
+  args.refs.write_text(json.dumps([ref(7, 1, "another", "half"), *REFS[1:]]))
+  with pytest.raises(ValueError, match="belongs to other settings"):  # answers to other questions
+    evaluate(args)
+  args.refs.write_text(json.dumps(REFS))
   predictor.asked.clear()
   assert evaluate(args) == straight
   assert predictor.asked == asked[2:]
