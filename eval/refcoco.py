@@ -30,12 +30,12 @@ from vrt_jax.code_version import code_version
 from vrt_jax.config import EvalConfig, MeshConfig
 from vrt_jax.evaluate import short_hash
 from vrt_jax.files import write_whole
-from vrt_jax.generate.batches import batch_order, choose_buckets, coarse_bucket
+from vrt_jax.generate.batches import batch_order, batch_size_of, choose_buckets, coarse_bucket
 from vrt_jax.generate.predictor import Prediction, Predictor, Request
 from vrt_jax.model_directory import load
 from vrt_jax.ops.masks import Mask, Rle, as_rle, encode_rle, union_rle
 from vrt_jax.partial import Partial
-from vrt_jax.runtime import batch_parts, is_leader, make_mesh, say, start_processes
+from vrt_jax.runtime import is_leader, mesh_of_several, say, start_processes
 
 RESULTS_FILE = "refcoco_results.json"
 PARTIAL_FILE = "partial.jsonl"
@@ -162,15 +162,14 @@ def evaluate(args: Args) -> dict[str, Any]:
   Raises:
     ValueError: the model directory or the data cannot be used.
   """
-  expressions, mesh = read_expressions(args), make_mesh(args.mesh)
+  expressions, mesh = read_expressions(args), mesh_of_several(args.mesh)
   loaded = load(find_model(args.checkpoint, args.out), mesh=mesh)
   sizes = [
     coarse_bucket(loaded, _request(expression), thinking=False)
     for expression in tqdm(expressions, desc="prompts", unit="expression", disable=not is_leader())
   ]
-  parts = batch_parts(mesh)
   config = EvalConfig(
-    batch_size=-(-min(args.batch_size, len(expressions)) // parts) * parts,
+    batch_size=batch_size_of(args.batch_size, len(expressions), mesh),
     max_new_tokens=args.max_new_tokens,
     max_masks=args.max_masks,
     prompt_buckets=choose_buckets(sizes),
@@ -178,8 +177,7 @@ def evaluate(args: Args) -> dict[str, Any]:
   settings = [args.checkpoint, asdict(config), short_hash([asdict(loaded.model.config)])]
   settings.append(short_hash([(e.key, e.sentence) for e in expressions]))
   partial = Partial(args.out / PARTIAL_FILE, json.loads(json.dumps(settings)))
-  divided = mesh if mesh.size > 1 else None
-  predictor = Predictor(loaded, config, thinking=False, mesh=divided)
+  predictor = Predictor(loaded, config, thinking=False, mesh=mesh)
   found = _answers(predictor, expressions, batch_order(sizes), config, partial)
   samples = [
     {"key": e.key, "sentence": e.sentence, "nothing": not coco.area(e.target), **found[i]}

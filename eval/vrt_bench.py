@@ -26,11 +26,11 @@ from vrt_jax.data.buckets import Bucket
 from vrt_jax.data.records import EvalRecord
 from vrt_jax.data.sources import eval_records
 from vrt_jax.evaluate import evaluate, headline, short_hash
-from vrt_jax.generate.batches import batch_order, choose_buckets, coarse_bucket
+from vrt_jax.generate.batches import batch_order, batch_size_of, choose_buckets, coarse_bucket
 from vrt_jax.generate.predictor import Predictor, Request
 from vrt_jax.model_directory import Loaded, load
 from vrt_jax.partial import Partial
-from vrt_jax.runtime import batch_parts, is_leader, make_mesh, say, start_processes
+from vrt_jax.runtime import is_leader, mesh_of_several, say, start_processes
 
 PARTIAL_FILE = "partial.jsonl"
 """In OUT, while it is not finished."""
@@ -87,13 +87,12 @@ def bench(args: Args) -> dict[str, Any]:
   """
   thinking = not args.no_thinking
   index, count = shard_of(args.shard)
-  mesh = make_mesh(args.mesh)
+  mesh = mesh_of_several(args.mesh)
   records = eval_records(args.data, args.num_samples)
   loaded = load(find_model(args.checkpoint, args.out), mesh=mesh)
   sizes = prompt_sizes(loaded, records, thinking)
-  parts = batch_parts(mesh)
   config = EvalConfig(
-    batch_size=-(-min(args.batch_size, len(records)) // parts) * parts,
+    batch_size=batch_size_of(args.batch_size, len(records), mesh),
     max_new_tokens=args.max_new_tokens,
     max_masks=args.max_masks,
     prompt_buckets=choose_buckets(sizes),
@@ -105,7 +104,7 @@ def bench(args: Args) -> dict[str, Any]:
   settings = [args.checkpoint, config_hash, short_hash([record.key for record in records])]
   partial = Partial(args.out / PARTIAL_FILE, settings)
   results = evaluate(
-    Predictor(loaded, config, thinking=thinking, mesh=mesh if mesh.size > 1 else None),
+    Predictor(loaded, config, thinking=thinking, mesh=mesh),
     records,
     args.out,
     config,

@@ -149,9 +149,6 @@ def test_a_mesh_has_the_devices_that_there_are(echo, folder, tmp_path):
   assert not echo.asked
 
 
-FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("image", "mesh"),
@@ -160,7 +157,7 @@ FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 def test_many_devices_give_the_same_answers(folder, tmp_path, image, mesh):
   words = ["--image", str(tmp_path / image), "--question", "Which key opens the lock?"]
   words += ["--max-new-tokens", "144", "--batch-size", "2"]
-  for name, more, variables in (("one", [], None), ("four", mesh, FOUR_DEVICES)):
+  for name, more, variables in (("one", [], None), ("four", mesh, processes.FOUR_DEVICES)):
     arguments = [*words, "--out", str(tmp_path / name), *more]
     run = processes.start_module("vrt_jax.predict", *arguments, variables=variables)
     status, _, errors = processes.finish(run)

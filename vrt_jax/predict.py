@@ -127,10 +127,10 @@ def mesh_of(args: Args, many: bool) -> "Mesh | None":
   Raises:
     ValueError: the mesh does not fit the devices.
   """
-  from vrt_jax.runtime import make_mesh
+  from vrt_jax.runtime import mesh_of_several
 
-  mesh = make_mesh(args.mesh)
-  return mesh if mesh.size > 1 and (many or mesh.shape["tensor"] > 1) else None
+  mesh = mesh_of_several(args.mesh)
+  return mesh if mesh and (many or mesh.shape["tensor"] > 1) else None
 
 
 def predict(args: Args) -> None:
@@ -144,10 +144,14 @@ def predict(args: Args) -> None:
 
   from vrt_jax import model_directory
   from vrt_jax.config import EvalConfig
-  from vrt_jax.generate.batches import batch_order, choose_buckets, coarse_bucket
+  from vrt_jax.generate.batches import (
+    batch_order,
+    batch_size_of,
+    choose_buckets,
+    coarse_bucket,
+  )
   from vrt_jax.generate.predictor import Predictor, Request, prompt_bucket
   from vrt_jax.generate.sampling import Sampling
-  from vrt_jax.runtime import batch_parts
 
   items, out = items_of(args), args.out
   assert out is not None
@@ -172,9 +176,8 @@ def predict(args: Args) -> None:
     print(failure, file=sys.stderr)
   if sized:
     sizes = [size for size, _ in sized]
-    parts = batch_parts(mesh) if mesh else 1
     config = EvalConfig(
-      batch_size=-(-max(1, min(args.batch_size, len(sized))) // parts) * parts,
+      batch_size=batch_size_of(max(1, args.batch_size), len(sized), mesh),
       max_new_tokens=args.max_new_tokens,
       max_masks=args.max_masks,
       prompt_buckets=choose_buckets(sizes),

@@ -129,6 +129,12 @@ def make_mesh(config: MeshConfig) -> Mesh:
   return Mesh(_slice_devices(sizes, config.slices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def mesh_of_several(config: MeshConfig) -> Mesh | None:
+  """`make_mesh`, with the same errors; None for a single device, which works without a mesh."""
+  mesh = make_mesh(config)
+  return mesh if mesh.size > 1 else None
+
+
 def _slice_devices(sizes: Sequence[int], slices: int) -> np.ndarray:
   """Devices [data, fsdp, tensor] with the slices along data.
 

@@ -167,9 +167,6 @@ def test_a_mesh_has_the_devices_that_there_are(args):
     evaluate(dataclasses.replace(args, mesh=MeshConfig(data=3)))
 
 
-FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("together", ["four devices", "two processes"])
 def test_many_devices_are_one_run(args, tmp_path, together):
@@ -180,7 +177,7 @@ def test_many_devices_are_one_run(args, tmp_path, together):
 
   (one,) = [processes.finish(start("one"))]
   assert one[0] == 0 and "cIoU " in one[1], one[2]
-  machines = [FOUR_DEVICES] if together == "four devices" else processes.rendezvous(2)
+  machines = [processes.FOUR_DEVICES] if together == "four devices" else processes.rendezvous(2)
   runs = [start("many", variables) for variables in machines]
   leader, *followers = map(processes.finish, runs)
   assert leader[0] == 0 and "cIoU " in leader[1], leader[2]

@@ -203,12 +203,10 @@ def _take_scores(results):
   return [o.pop("score") for o in objects]
 
 
-FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "mesh, machines", [((), None), (("--mesh.data", "2", "--mesh.tensor", "2"), [FOUR_DEVICES])]
+  "mesh, machines",
+  [((), None), (("--mesh.data", "2", "--mesh.tensor", "2"), [processes.FOUR_DEVICES])],
 )
 def test_many_devices_are_one_run(mesh, machines, inputs, tmp_path):
   """Two processes of one device each, and four devices of one process."""

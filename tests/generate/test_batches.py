@@ -1,8 +1,10 @@
 """Prompt buckets for many questions."""
 
+import jax
+
 from tests import tiny
 from tests.pictures import encoded, picture
-from vrt_jax.generate.batches import batch_order, choose_buckets, coarse_bucket
+from vrt_jax.generate.batches import batch_order, batch_size_of, choose_buckets, coarse_bucket
 from vrt_jax.generate.predictor import Request, prompt_bucket
 
 
@@ -11,6 +13,13 @@ def test_few_buckets_with_little_padding():
   assert choose_buckets(sizes, 3) == ((64, 256), (64, 512), (128, 1024))
   assert choose_buckets(sizes, 2) == ((64, 256), (128, 1024))
   assert choose_buckets(sizes, 1) == ((128, 1024),)
+
+
+def test_a_batch_fits_questions_and_devices():
+  assert batch_size_of(8, 100, None) == 8 and batch_size_of(8, 3, None) == 3
+  mesh = jax.sharding.AbstractMesh((2, 2, 3), ("data", "fsdp", "tensor"))
+  assert [batch_size_of(n, 100, mesh) for n in (1, 4, 5)] == [4, 4, 8]
+  assert batch_size_of(8, 3, mesh) == 4
 
 
 def test_buckets_are_nested():

@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = {f"{part}_seconds" for part in ("rollout", "reward", "update")}
 TIMES = {"step_seconds", "tokens_per_second", "compiles", *PARTS}
 LIMIT_S = 600
+FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+"""Variables of a process that has them."""
 ENVIRONMENT = {
   **os.environ,
   "JAX_PLATFORMS": "cpu",

@@ -8,9 +8,12 @@ batch_order(sizes)     -> the order in which a batch holds prompts of like size
 import itertools
 from collections.abc import Sequence
 
+from jax.sharding import AbstractMesh, Mesh
+
 from vrt_jax.data.buckets import Bucket
 from vrt_jax.generate.predictor import Request, prompt_bucket
 from vrt_jax.model_directory import Loaded
+from vrt_jax.runtime import batch_parts
 
 PATCH_STEP = 256
 """Patches of a bucket are a multiple of this."""
@@ -26,6 +29,12 @@ def coarse_bucket(loaded: Loaded, request: Request, thinking: bool) -> Bucket:
   """
   tokens, patches = prompt_bucket(loaded, request, thinking)
   return tokens, -(-patches // PATCH_STEP) * PATCH_STEP
+
+
+def batch_size_of(asked: int, count: int, mesh: Mesh | AbstractMesh | None) -> int:
+  """`asked`, but no more than `count` questions fill, and rounded up to what the mesh divides."""
+  parts = 1 if mesh is None else batch_parts(mesh)
+  return -(-min(asked, count) // parts) * parts
 
 
 def batch_order(sizes: Sequence[Bucket]) -> list[int]:
